@@ -1,0 +1,1 @@
+/* Lua includes <signal.h>; lua_embed.h leaves it nothing to use. */
