@@ -1,0 +1,215 @@
+/*
+ * Hand-made managed functions for arm64: as in managed-x86_64.S; here with signed return addresses, keys A and B.
+ */
+        .arch   armv8.5-a
+
+        .macro FUNC name
+        .globl  \name
+        .type   \name, %function
+        .balign 16
+\name:
+        .endm
+        .macro END name
+        .globl  \name\()_end
+\name\()_end:
+        .size   \name, . - \name
+        .endm
+
+        .macro PROLOGUE key, bytes
+        .cfi_startproc
+        .ifc \key, b
+        .cfi_b_key_frame
+        .endif
+        paci\key\()sp
+        .cfi_negate_ra_state
+        stp     x29, x30, [sp, #-16]!
+        .cfi_def_cfa_offset 16
+        .cfi_offset x29, -16
+        .cfi_offset x30, -8
+        mov     x29, sp
+        .cfi_def_cfa x29, 16
+        sub     sp, sp, #\bytes
+        .endm
+
+        .macro EPILOGUE key
+        mov     sp, x29
+        ldp     x29, x30, [sp], #16
+        .cfi_remember_state
+        .cfi_def_cfa sp, 0
+        .cfi_restore x29
+        .cfi_restore x30
+        auti\key\()sp
+        .cfi_negate_ra_state
+        ret
+        .cfi_restore_state
+        .endm
+
+        .macro CHECK bytes
+        ldr     x9, [x0]
+        mov     x10, sp
+        cmp     x10, x9
+        b.hs    8f
+        stp     x0, x1, [sp]
+        stp     x2, x3, [sp, #16]
+        mov     x1, #0
+        STUB    x9, 0
+        blr     x9
+        ldp     x0, x1, [sp]
+        ldp     x2, x3, [sp, #16]
+8:
+        .endm
+
+        .macro STUB reg, offset
+        adrp    \reg, managed_stubs
+        add     \reg, \reg, #:lo12:managed_stubs
+        ldr     \reg, [\reg, #\offset]
+        .endm
+
+        .bss
+        .balign 8
+        .globl  managed_stubs           /* grow, exit, leave */
+managed_stubs:
+        .skip   24
+        .text
+
+        .macro RECURSE key
+FUNC managed_recurse_\key
+        PROLOGUE \key, 64
+        CHECK
+        sub     x9, x29, #32
+        str     x9, [x29, #-24]
+        lsl     x10, x1, #3
+        add     x10, x10, #3
+        str     x10, [x29, #-32]
+        cbz     x1, 2f
+        sub     x1, x1, #1
+        bl      managed_recurse_\key
+        .globl  managed_recurse_\key\()_site
+managed_recurse_\key\()_site:
+        b       3f
+2:      mov     x1, x2
+        mov     x2, x3
+        mov     x3, x29
+        mov     x4, #0
+        STUB    x9, 8
+        blr     x9
+        .globl  managed_recurse_\key\()_exit_site
+managed_recurse_\key\()_exit_site:
+3:      ldr     x9, [x29, #-24]
+        ldr     x9, [x9]
+        add     x0, x0, x9
+        EPILOGUE \key
+        .cfi_endproc
+END managed_recurse_\key
+        .endm
+
+/*
+ * u64 managed_recurse_a(act x0, n x1, f x2, context x3), …_b: n calls deep, then f(context, frame, 0) on the native
+ * stack; on the way back each frame adds the word that a pointer into itself leads to. frame_bytes = 64.
+ * Slots that hold pointers into the stack at _site and _exit_site: fp-24.
+ */
+        RECURSE a
+        RECURSE b
+
+/* frame_bytes = 12288; see managed-x86_64.S */
+FUNC managed_big_frame
+        PROLOGUE a, 12288
+        mov     x9, #1
+        str     x9, [sp]
+        mov     x0, #0
+        EPILOGUE a
+        .cfi_endproc
+END managed_big_frame
+
+/* u64 managed_registers(act, unused, unused, u64 block[48 .. 96]): as in managed-x86_64.S; block holds x1-x15 in
+   words 0-15 and q0-q31 from word 16; the registers are stored behind 80 words. frame_bytes = 16. */
+FUNC managed_registers
+        PROLOGUE a, 32
+        str     x3, [sp]
+        str     x0, [sp, #16]
+        mov     x9, x3
+        add     x9, x9, #128
+        .irp n, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+        ldp     q\n, q31, [x9], #32
+        .endr
+        sub     x9, x9, #512
+        ldr     q1, [x9, #16]
+        ldr     q3, [x9, #48]
+        ldr     q5, [x9, #80]
+        ldr     q7, [x9, #112]
+        ldr     q9, [x9, #144]
+        ldr     q11, [x9, #176]
+        ldr     q13, [x9, #208]
+        ldr     q15, [x9, #240]
+        ldr     q17, [x9, #272]
+        ldr     q19, [x9, #304]
+        ldr     q21, [x9, #336]
+        ldr     q23, [x9, #368]
+        ldr     q25, [x9, #400]
+        ldr     q27, [x9, #432]
+        ldr     q29, [x9, #464]
+        ldr     q31, [x9, #496]
+        sub     x9, x9, #128
+        ldp     x2, x3, [x9, #16]
+        ldp     x4, x5, [x9, #32]
+        ldp     x6, x7, [x9, #48]
+        ldp     x10, x11, [x9, #80]
+        ldp     x12, x13, [x9, #96]
+        ldp     x14, x15, [x9, #112]
+        ldr     x8, [x9, #64]
+        ldr     x9, [x9, #72]
+        mov     x1, #16384
+        STUB    x16, 0
+        blr     x16
+        ldr     x16, [sp]
+        add     x16, x16, #640
+        stp     x2, x3, [x16, #16]
+        stp     x4, x5, [x16, #32]
+        stp     x6, x7, [x16, #48]
+        stp     x8, x9, [x16, #64]
+        stp     x10, x11, [x16, #80]
+        stp     x12, x13, [x16, #96]
+        stp     x14, x15, [x16, #112]
+        ldr     x17, [sp, #16]
+        sub     x17, x0, x17            /* 0: act as it was */
+        stp     x17, x1, [x16]
+        add     x16, x16, #128
+        .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+        str     q\n, [x16], #16
+        .endr
+        mov     x0, #0
+        EPILOGUE a
+        .cfi_endproc
+END managed_registers
+
+/* managed_leave(act, n, code, unused): n calls deep, then leave(act, code). frame_bytes = 32. */
+FUNC managed_leave
+        PROLOGUE a, 32
+        CHECK
+        cbz     x1, 2f
+        sub     x1, x1, #1
+        bl      managed_leave
+2:      mov     x1, x2
+        STUB    x9, 16
+        blr     x9
+        brk     #0
+        .cfi_endproc
+END managed_leave
+
+/* managed_spin(act, n, word, unused): loops until *word is not 0, then returns n + 1. frame_bytes = 16. */
+FUNC managed_spin
+        PROLOGUE a, 16
+1:      yield
+        ldr     x9, [x2]
+        cbz     x9, 1b
+        add     x0, x1, #1
+        EPILOGUE a
+        .cfi_endproc
+END managed_spin
+
+        .section .note.gnu.property, "a", @note
+        .balign 8
+        .long   4, 16, 5
+        .asciz  "GNU"
+        .long   0xc0000000, 4, 7, 0
+        .section .note.GNU-stack, "", @progbits

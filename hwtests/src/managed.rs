@@ -1,0 +1,123 @@
+//! The hand-made managed functions of `asm/`, and their registration.
+
+use cfi_stack::codemap::{FrameLayout, Registered, Registration};
+use cfi_stack::engine;
+use cfi_stack::pac::{RawPc, Signing};
+use std::sync::Once;
+
+/// A hand-made function: where it lies, how large its frame is, how it signs.
+#[derive(Clone, Copy)]
+pub struct Function {
+    /// First byte.
+    pub start: RawPc,
+    /// One past the last.
+    pub end: RawPc,
+    /// fp − sp at its calls.
+    pub frame_bytes: u32,
+    /// Its signing.
+    pub signing: Signing,
+}
+
+const ARM: bool = cfg!(target_arch = "aarch64");
+
+macro_rules! function {
+    ($name:ident, $end:ident, $x86:expr, $arm:expr, $signing:expr) => {{
+        unsafe extern "C" {
+            fn $name();
+            fn $end();
+        }
+        Function {
+            start: RawPc::new($name as *const () as usize),
+            end: RawPc::new($end as *const () as usize),
+            frame_bytes: if ARM { $arm } else { $x86 },
+            signing: if ARM { $signing } else { Signing::None },
+        }
+    }};
+}
+
+macro_rules! site {
+    ($name:ident) => {{
+        unsafe extern "C" {
+            fn $name();
+        }
+        RawPc::new($name as *const () as usize)
+    }};
+}
+
+/// `n` calls deep, then a native function; each frame reads itself through a pointer into itself.
+pub fn recurse_a() -> Function {
+    function!(managed_recurse_a, managed_recurse_a_end, 48, 64, Signing::A)
+}
+
+/// The same with key B; on x86-64 the same function.
+pub fn recurse_b() -> Function {
+    #[cfg(target_arch = "aarch64")]
+    return function!(managed_recurse_b, managed_recurse_b_end, 48, 64, Signing::B);
+    #[cfg(not(target_arch = "aarch64"))]
+    recurse_a()
+}
+
+/// Writes to the lowest word of a 12 KiB frame without a check.
+pub fn big_frame() -> Function {
+    function!(managed_big_frame, managed_big_frame_end, 12288, 12288, Signing::A)
+}
+
+/// Grows with every register full.
+pub fn registers() -> Function {
+    function!(managed_registers, managed_registers_end, 64, 32, Signing::A)
+}
+
+/// Leaves from `n` calls deep.
+pub fn leave() -> Function {
+    function!(managed_leave, managed_leave_end, 16, 32, Signing::A)
+}
+
+/// Spins until told.
+pub fn spin() -> Function {
+    function!(managed_spin, managed_spin_end, 16, 16, Signing::A)
+}
+
+/// What `recurse` returns from `n` calls deep when its native function returns 0.
+pub fn recursion_sum(n: u64) -> u64 {
+    (0..=n).map(|level| level * 8 + 3).sum()
+}
+
+/// Gives the functions the stubs' addresses. Idempotent.
+pub fn link() {
+    unsafe extern "C" {
+        static mut managed_stubs: [usize; 3];
+    }
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let stubs = engine::stubs();
+        // SAFETY: written once, before any managed function runs.
+        unsafe { managed_stubs = [stubs.grow.address(), stubs.exit.address(), stubs.leave.address()] };
+    });
+}
+
+/// Adds a function, with the slots that its code keeps pointers into the stack in.
+pub fn describe(map: &mut Registration, function: Function) {
+    let layout = FrameLayout { frame_bytes: function.frame_bytes, signing: function.signing, movable: true };
+    let len = function.end.address() - function.start.address();
+    map.function(function.start, len, layout).expect("a hand-made function is a possible one");
+}
+
+/// Registers all hand-made functions.
+pub fn register() -> Registered {
+    link();
+    let mut map = Registration::new();
+    let mut functions = vec![recurse_a(), big_frame(), registers(), leave(), spin()];
+    let mut sites = vec![site!(managed_recurse_a_site), site!(managed_recurse_a_exit_site)];
+    if ARM {
+        functions.push(recurse_b());
+        #[cfg(target_arch = "aarch64")]
+        sites.extend([site!(managed_recurse_b_site), site!(managed_recurse_b_exit_site)]);
+    }
+    for function in functions {
+        describe(&mut map, function);
+    }
+    for site in sites.drain(..) {
+        map.safepoint(site, &[-24]).expect("the slot lies in the frame");
+    }
+    map.publish().expect("nothing is registered yet")
+}

@@ -1,0 +1,188 @@
+//! The stubs' declarations: the only way from Rust into `asm/`, with what each asks for.
+//!
+//! The contracts (registers, both stacks, what is signed with which key and modifier) stand at each stub.
+
+use crate::pac::{Modifier, RawPc, SignedPc, Signing};
+use crate::plan::Rebinding;
+use crate::segment::Record;
+use crate::stack::Control;
+
+/// How the library's own stubs sign their return address: key A where ELF unwinders expect it, key B where the
+/// platform's ABI says so.
+pub const STUB_SIGNING: Signing = if cfg!(target_arch = "x86_64") {
+    Signing::None
+} else if cfg!(target_vendor = "apple") {
+    Signing::B
+} else {
+    Signing::A
+};
+
+/// Offset of the entry frame's frame pointer from the native stack pointer that `enter` leaves.
+pub(crate) const ENTRY_FP_OFFSET: usize = if cfg!(target_arch = "x86_64") { 48 } else { 0 };
+
+unsafe extern "C" {
+    fn cfi_stack_enter(control: *mut Control, entry: usize, a0: usize, a1: usize, a2: usize, a3: usize) -> u64;
+    fn cfi_stack_entry_return();
+    fn cfi_stack_grow();
+    fn cfi_stack_exit();
+    fn cfi_stack_leave();
+    fn cfi_stack_rebind(
+        source: *const Record,
+        destination: *const Record,
+        low: usize,
+        plan: *const Rebinding,
+        count: usize,
+        shadow: *const u64,
+    ) -> u64;
+    fn cfi_stack_seal(record: *mut Record, base: usize, top: usize, identity: u64, generation: u64);
+    fn cfi_stack_reseal(record: *mut Record, generation: u64);
+    fn cfi_stack_shadow_pointer() -> usize;
+    #[cfg(target_arch = "aarch64")]
+    fn cfi_stack_authenticate_a(word: u64, modifier: u64) -> usize;
+    #[cfg(target_arch = "aarch64")]
+    fn cfi_stack_authenticate_b(word: u64, modifier: u64) -> usize;
+    #[cfg(target_arch = "aarch64")]
+    fn cfi_stack_pac_field() -> u64;
+    #[cfg(target_arch = "aarch64")]
+    fn cfi_stack_id_isar1() -> u64;
+    #[cfg(target_arch = "aarch64")]
+    fn cfi_stack_id_isar2() -> u64;
+    #[cfg(target_arch = "aarch64")]
+    fn cfi_stack_key_print(which: u64) -> u64;
+}
+
+/// Calls `entry` on the stack that `control` describes.
+///
+/// # Safety
+/// `control` is idle and its segment, token and activation are this thread's to use; `entry` is managed code, or keeps
+/// its frame rules.
+pub(crate) unsafe fn enter(control: *mut Control, entry: RawPc, args: [usize; 4]) -> u64 {
+    let [a0, a1, a2, a3] = args;
+    // SAFETY: the caller's; the mode word is set because a `Thread` exists.
+    unsafe { cfi_stack_enter(control, entry.address(), a0, a1, a2, a3) }
+}
+
+/// Address behind the call in `enter`: what the oldest managed frame returns to.
+pub(crate) fn entry_return() -> RawPc {
+    RawPc::new(cfi_stack_entry_return as *const () as usize)
+}
+
+/// Address of the `grow` stub.
+pub(crate) fn grow() -> RawPc {
+    RawPc::new(cfi_stack_grow as *const () as usize)
+}
+
+/// Address of the `exit` stub.
+pub(crate) fn exit() -> RawPc {
+    RawPc::new(cfi_stack_exit as *const () as usize)
+}
+
+/// Address of the `leave` stub.
+pub(crate) fn leave() -> RawPc {
+    RawPc::new(cfi_stack_leave as *const () as usize)
+}
+
+/// Why `rebind` stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// It did not: every entry is re-bound.
+    Done,
+    /// An entry names a place outside the span or the destination.
+    Bounds,
+    /// A word is not the one that was planned with, or not the shadow stack's.
+    Word,
+}
+
+/// What `rebind` says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Verdict {
+    pub reason: Reason,
+    /// The slot that it stopped at.
+    pub slot: usize,
+}
+
+/// Re-binds the planned return addresses.
+///
+/// # Safety
+/// See [`crate::pac::Signer::rebind`].
+pub(crate) unsafe fn rebind(
+    source: &Record,
+    destination: &Record,
+    low: usize,
+    plan: &[Rebinding],
+    shadow: Option<&[u64]>,
+) -> Verdict {
+    if shadow.is_some_and(|shadow| shadow.len() < plan.len()) {
+        return Verdict { reason: Reason::Word, slot: low };
+    }
+    let shadow = shadow.map_or(std::ptr::null(), <[u64]>::as_ptr);
+    // SAFETY: the caller's for the segments; plan and shadow are live slices with at least `len` entries.
+    let verdict = unsafe { cfi_stack_rebind(source, destination, low, plan.as_ptr(), plan.len(), shadow) };
+    // 0, or the number of entries that were left times 2, plus 1 for bounds.
+    let left = (verdict >> 1) as usize;
+    let slot = plan.len().checked_sub(left).and_then(|index| plan.get(index)).map_or(low, |entry| entry.slot);
+    let reason = match verdict {
+        0 => Reason::Done,
+        odd if odd & 1 == 1 => Reason::Bounds,
+        _ => Reason::Word,
+    };
+    Verdict { reason, slot }
+}
+
+/// Fills `record` and, where there is generic authentication, seals it from registers.
+pub(crate) fn seal_record(record: &mut Record, base: usize, top: usize, identity: u64, generation: u64) {
+    // SAFETY: the record is exclusively borrowed; the stub writes its five words.
+    unsafe { cfi_stack_seal(record, base, top, identity, generation) }
+}
+
+/// Seals `record` for another generation; its present seal must hold, else the process ends in the stub.
+pub(crate) fn reseal_record(record: &mut Record, generation: u64) {
+    // SAFETY: the record is exclusively borrowed; the stub writes two of its words.
+    unsafe { cfi_stack_reseal(record, generation) }
+}
+
+/// The shadow-stack pointer of this thread, 0 when it has none.
+pub(crate) fn shadow_pointer() -> usize {
+    // SAFETY: reads a register.
+    unsafe { cfi_stack_shadow_pointer() }
+}
+
+/// Authenticates `word` and returns the raw address; a failure ends the process in the stub.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn authenticate(word: SignedPc, signing: Signing, modifier: Modifier) -> RawPc {
+    // SAFETY: computes on registers; the caller has seen that the instructions are there (`Hardware::enforces`).
+    RawPc::new(unsafe {
+        match signing {
+            Signing::None => word.word() as usize,
+            Signing::A => cfi_stack_authenticate_a(word.word(), modifier.value()),
+            Signing::B => cfi_stack_authenticate_b(word.word(), modifier.value()),
+        }
+    })
+}
+
+/// There is nothing to authenticate on this ISA.
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) fn authenticate(word: SignedPc, _: Signing, _: Modifier) -> RawPc {
+    RawPc::new(word.word() as usize)
+}
+
+/// What the CPU says of itself; only to be asked where the kernel lets user code read the ID registers.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn id_registers() -> (u64, u64) {
+    // SAFETY: the kernel emulates the reads (HWCAP_CPUID was seen by the caller).
+    unsafe { (cfi_stack_id_isar1(), cfi_stack_id_isar2()) }
+}
+
+/// The bits that a signature may take in a code address.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn pac_field() -> u64 {
+    // SAFETY: computes on registers; the caller has seen HWCAP_PACA.
+    unsafe { cfi_stack_pac_field() }
+}
+
+/// A fingerprint of one key of this thread: 0 = A, 1 = B, 2 = generic. Made of a constant that is no code address.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn key_print(which: u64) -> u64 {
+    // SAFETY: computes on registers; the caller has seen HWCAP_PACA and, for 2, HWCAP_PACG.
+    unsafe { cfi_stack_key_print(which) }
+}

@@ -1,0 +1,109 @@
+//! Every caller's mistake and every exhaustion, as one type: the stack that existed still runs.
+
+use crate::pac::RawPc;
+use std::fmt;
+
+/// Why an operation was refused. Nothing was written, and what existed before is still usable.
+///
+/// Evidence of tampering is *not* here: it ends the process (see [`crate::tamper`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The policy contradicts itself; the text names the rule that it breaks.
+    Policy(&'static str),
+    /// The stack needs more than its policy's maximum. The engine turns this into its own trap.
+    Overflow {
+        /// Bytes of data segment that would be needed.
+        needed: usize,
+        /// The policy's maximum, in bytes.
+        maximum: usize,
+    },
+    /// The operating system refused memory.
+    Memory {
+        /// What it was wanted for.
+        what: &'static str,
+        /// How much, in bytes.
+        bytes: usize,
+        /// The system's own error number.
+        errno: i32,
+    },
+    /// The shadow stack has less room than the data segment asked for could need (law 2).
+    ShadowRoom {
+        /// Shadow bytes needed.
+        needed: usize,
+        /// Shadow bytes there are.
+        room: usize,
+    },
+    /// A return address in the span lies in code that nobody registered.
+    UnknownCode(RawPc),
+    /// A frame in the span was registered as not movable.
+    Immovable(RawPc),
+    /// A frame that signs nothing stands among frames of a process that signs: a raw address is never signed.
+    Unsigned(RawPc),
+    /// A code range or a layout cannot be; the text names the rule that it breaks.
+    Layout {
+        /// First byte of the code range.
+        start: RawPc,
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// Source and destination of a move share memory.
+    Overlap,
+    /// The destination belongs to another stack.
+    Foreign,
+    /// The destination is too small for the span.
+    TooSmall {
+        /// Bytes that the span takes.
+        needed: usize,
+        /// Bytes that the destination has.
+        room: usize,
+    },
+    /// The stack runs, or the activation has a stack already.
+    Busy,
+    /// The calling thread is not the one that was named, or belongs to another key domain or shadow mode.
+    Thread(&'static str),
+    /// The interrupted code is not managed code of the named activation.
+    NotManaged,
+    /// This CPU family or system has no stubs; only the software model works here.
+    Unsupported(&'static str),
+    /// An error that the embedder's own hook injected (cargo feature `steps`).
+    Injected,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Policy(rule) => write!(f, "stack policy: {rule}"),
+            Error::Overflow { needed, maximum } => write!(
+                f,
+                "stack overflow: {needed} bytes needed, the policy allows {maximum}; raise `maximum` if the recursion is wanted"
+            ),
+            Error::Memory { what, bytes, errno } => {
+                write!(f, "no memory for {what} ({bytes} bytes): {}", std::io::Error::from_raw_os_error(*errno))
+            }
+            Error::ShadowRoom { needed, room } => write!(
+                f,
+                "shadow stack too small: {needed} bytes needed, {room} there; raise `smallest_frame` or lower `maximum`"
+            ),
+            Error::UnknownCode(pc) => {
+                write!(f, "return address {pc} lies in no registered code: register every managed function")
+            }
+            Error::Immovable(pc) => write!(f, "the frame returned to at {pc} is registered as not movable"),
+            Error::Unsigned(pc) => write!(
+                f,
+                "the frame returned to at {pc} signs no return address on a CPU that authenticates: compile it with pac-ret"
+            ),
+            Error::Layout { start, rule } => write!(f, "code at {start}: {rule}"),
+            Error::Overlap => write!(f, "source and destination of the move overlap"),
+            Error::Foreign => write!(f, "the destination segment belongs to another stack"),
+            Error::TooSmall { needed, room } => write!(f, "the span takes {needed} bytes, the destination has {room}"),
+            Error::Busy => write!(f, "the stack or the activation is already running"),
+            Error::Thread(why) => write!(f, "thread: {why}"),
+            Error::NotManaged => write!(f, "the interrupted code is not managed code of this activation"),
+            Error::Unsupported(what) => write!(f, "not supported here: {what}"),
+            Error::Injected => write!(f, "failure injected by the embedder's step hook"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,33 @@
+//! macOS: what the slice was compiled for. arm64e processes have pointer authentication by ABI.
+
+use super::{Features, Mechanisms};
+use crate::published::{MODE_PAC, MODE_PACGA};
+use crate::thread::Domain;
+
+const ARM64E: bool = cfg!(target_feature = "paca");
+
+pub(super) fn mode() -> u64 {
+    if ARM64E { MODE_PAC | MODE_PACGA } else { 0 }
+}
+
+pub(super) fn domain() -> Domain {
+    let print = |which| if ARM64E { crate::arch::key_print(which) } else { 0 };
+    Domain { keys: [print(0), print(1), print(2)], shadow: false }
+}
+
+pub(super) fn signal_frame_size() -> usize {
+    libc::MINSIGSTKSZ
+}
+
+pub(super) fn detect() -> Features {
+    let present =
+        if ARM64E { Mechanisms::PAC_IA | Mechanisms::PAC_IB | Mechanisms::PAC_GA } else { Mechanisms::empty() };
+    Features {
+        present,
+        enabled: present,
+        locked: Mechanisms::empty(),
+        lock_unknown: Mechanisms::empty(),
+        pac_bits: if ARM64E { crate::arch::pac_field().count_ones() } else { 0 },
+        handlers_without_onstack: Vec::new(),
+    }
+}

@@ -1,0 +1,161 @@
+//! Raw and signed addresses as types, and the signer's two verbs.
+//!
+//! Pointer authentication (Arm ARM D8.10, "Pointer authentication") puts a keyed MAC of an address and a 64-bit
+//! *modifier* into the address' unused upper bits. A return address signed by compiled code has its stack
+//! pointer at entry as modifier (AAPCS64 / PAuth ABI), so it is bound to its place: moving its frame means
+//! authenticating it for the old place and signing it for the new one.
+//!
+//! A signer knows two verbs and no others:
+//! - **authenticate** a word for look-up: the raw address comes back, or the process ends;
+//! - **rebind** the words of a planned span: each is authenticated again and re-signed in one block.
+//!
+//! Nothing here signs a raw address, and nothing answers whether a signature was right.
+
+#[cfg(cfi_stack_native)]
+pub mod hardware;
+pub mod model;
+
+use crate::plan::Rebinding;
+use crate::segment::Record;
+use std::fmt;
+
+/// A code address without a signature.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct RawPc(usize);
+
+impl RawPc {
+    /// A code address that the caller vouches for: one of its own functions, or one that was authenticated.
+    pub const fn new(address: usize) -> Self {
+        RawPc(address)
+    }
+
+    /// The address.
+    pub const fn address(self) -> usize {
+        self.0
+    }
+}
+
+impl fmt::Debug for RawPc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RawPc({:#x})", self.0)
+    }
+}
+
+impl fmt::Display for RawPc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// A return address as it stands in memory: signed, or on a CPU without signing plain; in either case not trusted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct SignedPc(u64);
+
+impl SignedPc {
+    /// The word as found in a frame record.
+    pub const fn from_word(word: u64) -> Self {
+        SignedPc(word)
+    }
+
+    /// The word as it stands in memory.
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+}
+
+/// What a signature is bound to besides the address: for return addresses the stack pointer at entry, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Modifier(u64);
+
+impl Modifier {
+    /// A modifier by its value.
+    pub const fn new(value: u64) -> Self {
+        Modifier(value)
+    }
+
+    /// Its value.
+    pub const fn value(self) -> u64 {
+        self.0
+    }
+}
+
+/// How a function signs its return address. The modifier is the stack pointer at entry, which is the CFA.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum Signing {
+    /// Not at all: x86-64, or code compiled without pac-ret.
+    None = 0,
+    /// Instruction key A (`paciasp`).
+    A = 1,
+    /// Instruction key B (`pacibsp`).
+    B = 2,
+}
+
+impl Signing {
+    /// The value that the code map stores; `None` when no such signing exists.
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Signing::None),
+            1 => Some(Signing::A),
+            2 => Some(Signing::B),
+            _ => None,
+        }
+    }
+}
+
+/// A word that did not authenticate, or that was not the planned one. Only the software model ever returns it:
+/// on hardware the CPU, or the stub's own `brk`, has ended the process by then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tampered {
+    /// What did not fit.
+    pub evidence: &'static str,
+    /// Where: the address of the word.
+    pub slot: usize,
+}
+
+/// The two verbs. Implemented by the CPU ([`hardware::Hardware`]) and by the software model ([`model::Model`]).
+pub trait Signer {
+    /// Whether a return address signed with `signing` is really checked here. A frame for which this says no,
+    /// among frames for which it says yes, is refused.
+    fn enforces(&self, signing: Signing) -> bool;
+
+    /// Whether this signer authenticates anything at all.
+    fn authenticates(&self) -> bool {
+        self.enforces(Signing::A) || self.enforces(Signing::B)
+    }
+
+    /// Authenticates `word`, found at address `slot`, for look-up.
+    ///
+    /// # Errors
+    /// The software model's verdict; on hardware a failure ends the process.
+    fn authenticate(
+        &self,
+        word: SignedPc,
+        slot: usize,
+        signing: Signing,
+        modifier: Modifier,
+    ) -> Result<RawPc, Tampered>;
+
+    /// Re-binds every planned return address from `source` to `destination`: authenticate at the old place,
+    /// compare with the planned address, sign for the new place, store there.
+    ///
+    /// `low` is the lowest address of the span; `shadow`, where a shadow stack is on, holds the span's return
+    /// addresses, youngest first.
+    ///
+    /// # Errors
+    /// As for [`Signer::authenticate`]; on x86-64 also on hardware, because nothing was signed there.
+    ///
+    /// # Safety
+    /// Both records describe mapped, writable segments of one stack, and nobody else moves frames of that stack.
+    unsafe fn rebind(
+        &self,
+        source: &Record,
+        destination: &Record,
+        low: usize,
+        plan: &[Rebinding],
+        shadow: Option<&[u64]>,
+    ) -> Result<(), Tampered>;
+}

@@ -1,0 +1,143 @@
+//! A software model of pointer authentication, for walking and moving frames on any host.
+//!
+//! Like the CPU it keeps keys of its own and puts a MAC of address and modifier into bits 48–54. Unlike the CPU
+//! it returns a failure instead of ending the process, so that properties can be tested; and it can sign, because
+//! somebody must play the compiled code that made the frames.
+
+use super::{Modifier, RawPc, SignedPc, Signer, Signing, Tampered};
+use crate::plan::{Rebinding, signing_of};
+use crate::segment::Record;
+use crate::walk::read_word;
+
+/// Where the signature stands with 48-bit addresses: 7 bits, as on Linux with top-byte-ignore.
+const FIELD: u64 = 0x7f << 48;
+
+/// The keys of a model process.
+#[derive(Clone, Copy, Debug)]
+pub struct Model {
+    keys: [u64; 2],
+    present: bool,
+}
+
+impl Model {
+    /// A CPU with these keys for A and B.
+    pub const fn new(keys: [u64; 2]) -> Self {
+        Model { keys, present: true }
+    }
+
+    /// A CPU without pointer authentication.
+    pub const fn absent() -> Self {
+        Model { keys: [0; 2], present: false }
+    }
+
+    /// What `paciasp` or `pacibsp` in compiled code does at entry.
+    pub fn sign(&self, pc: RawPc, signing: Signing, modifier: Modifier) -> SignedPc {
+        let raw = pc.address() as u64;
+        SignedPc::from_word(if self.enforces(signing) { raw | self.mac(raw, signing, modifier) } else { raw })
+    }
+
+    fn mac(&self, raw: u64, signing: Signing, modifier: Modifier) -> u64 {
+        let key = self.keys[usize::from(signing == Signing::B)];
+        let mut state = key ^ 0x9e37_79b9_7f4a_7c15;
+        for word in [raw, modifier.value()] {
+            // splitmix64's finaliser: every input bit reaches every output bit.
+            state = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+            state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            state ^= state >> 31;
+        }
+        state & FIELD
+    }
+}
+
+impl Signer for Model {
+    fn enforces(&self, signing: Signing) -> bool {
+        self.present && signing != Signing::None
+    }
+
+    fn authenticate(
+        &self,
+        word: SignedPc,
+        slot: usize,
+        signing: Signing,
+        modifier: Modifier,
+    ) -> Result<RawPc, Tampered> {
+        let raw = if self.enforces(signing) { word.word() & !FIELD } else { word.word() };
+        let pc = RawPc::new(raw as usize);
+        if self.sign(pc, signing, modifier) == word {
+            Ok(pc)
+        } else {
+            Err(Tampered { evidence: "a return address does not authenticate", slot })
+        }
+    }
+
+    unsafe fn rebind(
+        &self,
+        source: &Record,
+        destination: &Record,
+        low: usize,
+        plan: &[Rebinding],
+        shadow: Option<&[u64]>,
+    ) -> Result<(), Tampered> {
+        let delta = destination.top.wrapping_sub(source.top);
+        for (index, entry) in plan.iter().enumerate() {
+            let slot = entry.slot;
+            let bounded = slot.is_multiple_of(8)
+                && slot >= low
+                && source.holds(slot, 8)
+                && destination.holds(slot.wrapping_add(delta), 8);
+            let (true, Some(signing)) = (bounded, signing_of(entry)) else {
+                return Err(Tampered { evidence: "the plan names a place outside the span", slot });
+            };
+            // SAFETY: the slot lies in the source segment, which the caller keeps mapped.
+            let word = SignedPc::from_word(unsafe { read_word(slot) });
+            let old = Modifier::new((slot + 8) as u64);
+            let pc = self.authenticate(word, slot, signing, old)?;
+            if pc != entry.pc || shadow.is_some_and(|shadow| shadow.get(index) != Some(&(pc.address() as u64))) {
+                return Err(Tampered { evidence: "a return address is not the one planned with", slot });
+            }
+            let moved = slot.wrapping_add(delta);
+            let word = self.sign(pc, signing, Modifier::new((moved + 8) as u64));
+            // SAFETY: `moved` lies in the destination segment, mapped and not yet in use.
+            unsafe { std::ptr::with_exposed_provenance_mut::<u64>(moved).write_volatile(word.word()) };
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODEL: Model = Model::new([1, 2]);
+    const PC: RawPc = RawPc::new(0x5555_1234_5678);
+    const AT: Modifier = Modifier::new(0x7fff_0000_1000);
+
+    #[test]
+    fn a_signature_is_bound_to_address_key_and_modifier() {
+        let signed = MODEL.sign(PC, Signing::A, AT);
+        let check = |word, signing, modifier| MODEL.authenticate(word, 0, signing, modifier);
+        assert_eq!(check(signed, Signing::A, AT), Ok(PC));
+        assert!(check(signed, Signing::B, AT).is_err());
+        assert!(check(signed, Signing::A, Modifier::new(AT.value() + 16)).is_err());
+        for bit in 48..55 {
+            assert!(check(SignedPc::from_word(signed.word() ^ 1 << bit), Signing::A, AT).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn forged_addresses_are_accepted_about_once_in_128() {
+        let signed = MODEL.sign(PC, Signing::A, AT).word();
+        let accepted = (1..=4096_u64)
+            .filter(|flip| MODEL.authenticate(SignedPc::from_word(signed ^ flip << 2), 0, Signing::A, AT).is_ok())
+            .count();
+        assert!((8..=96).contains(&accepted), "{accepted} of 4096, 32 expected");
+    }
+
+    #[test]
+    fn without_the_mechanism_addresses_stay_raw() {
+        let none = Model::absent();
+        assert_eq!(none.sign(PC, Signing::A, AT).word(), PC.address() as u64);
+        assert!(!none.authenticates());
+    }
+}

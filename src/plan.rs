@@ -1,0 +1,137 @@
+//! The plan of a move: every word that changes, found and authenticated before anything is written.
+//!
+//! The plan lies in memory that the attacker writes. It is a list of places to look at again, not an authority:
+//! the stub bounds each entry by the sealed records, authenticates the word anew, and derives delta and modifiers
+//! in registers.
+
+use crate::error::Error;
+use crate::pac::{RawPc, Signing, Tampered};
+use crate::segment::Record;
+use crate::walk::{Frame, Walk};
+use crate::{Refusal, pac::Signer};
+
+/// One return address to re-bind. Its layout is known to `asm/`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rebinding {
+    /// Address of the word in the source segment. The frame record begins 8 bytes below it, the CFA lies 8 above.
+    pub slot: usize,
+    /// What it authenticated to: the address whose layout was planned with.
+    pub pc: RawPc,
+    /// [`Signing`] of the function that owns the record, as its byte value.
+    pub signing: u64,
+}
+
+impl Rebinding {
+    /// The frame record's address: what the frame pointer holds.
+    pub(crate) fn record(&self) -> usize {
+        self.slot.wrapping_sub(8)
+    }
+}
+
+/// Everything that a move of one span changes.
+#[derive(Debug, Default)]
+pub struct Plan {
+    rebindings: Vec<Rebinding>,
+    /// Addresses in the source of slots that hold pointers into the stack.
+    pointers: Vec<usize>,
+    low: usize,
+    native_fp: u64,
+}
+
+impl Plan {
+    /// An empty plan. Its buffers are kept from one move to the next.
+    pub fn new() -> Self {
+        Plan::default()
+    }
+
+    /// Walks and authenticates all frames, and notes what must change. Writes nothing but the plan itself.
+    ///
+    /// # Errors
+    /// [`Refusal::Error`] for frames that cannot move and when memory for the plan runs out,
+    /// [`Refusal::Tampered`] for evidence of tampering.
+    pub fn make<S: Signer>(&mut self, walk: Walk<'_, S>) -> Result<(), Refusal> {
+        self.rebindings.clear();
+        self.pointers.clear();
+        self.low = walk.youngest();
+        self.native_fp = walk.native_fp();
+        for frame in walk {
+            let Frame { record, pc, signing, caller } = frame?;
+            room(&mut self.rebindings, 1)?;
+            self.rebindings.push(Rebinding { slot: record + 8, pc, signing: signing as u64 });
+            if let Some((caller_record, slots)) = caller {
+                room(&mut self.pointers, slots.len())?;
+                self.pointers.extend(slots.iter().map(|&offset| caller_record.wrapping_add_signed(offset as isize)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The return addresses, youngest first.
+    pub fn rebindings(&self) -> &[Rebinding] {
+        &self.rebindings
+    }
+
+    /// The same, to be tampered with by the attack battery.
+    #[cfg(feature = "steps")]
+    pub(crate) fn rebindings_mut(&mut self) -> &mut [Rebinding] {
+        &mut self.rebindings
+    }
+
+    /// Slots that hold pointers into the stack.
+    pub(crate) fn pointers(&self) -> &[usize] {
+        &self.pointers
+    }
+
+    /// Lowest address of the span: the youngest frame record.
+    pub fn low(&self) -> usize {
+        self.low
+    }
+
+    /// What the oldest record's saved frame pointer must be: the entry frame's.
+    pub(crate) fn native_fp(&self) -> u64 {
+        self.native_fp
+    }
+
+    /// Whether the span can go to `destination`, with `spare` bytes left below it.
+    ///
+    /// # Errors
+    /// [`Error::Overlap`], [`Error::Foreign`], [`Error::TooSmall`].
+    pub(crate) fn fits(&self, source: &Record, destination: &Record, spare: usize) -> Result<(), Error> {
+        if source.overlaps(destination) {
+            return Err(Error::Overlap);
+        }
+        if (source.identity, source.generation) != (destination.identity, destination.generation) {
+            return Err(Error::Foreign);
+        }
+        let needed = source.top.saturating_sub(self.low).saturating_add(spare);
+        if needed > destination.size() {
+            return Err(Error::TooSmall { needed, room: destination.size() });
+        }
+        Ok(())
+    }
+}
+
+fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), Refusal> {
+    list.try_reserve(more).map_err(|_| {
+        let bytes = (list.len() + more).saturating_mul(size_of::<T>());
+        Refusal::Error(Error::Memory { what: "the plan of a move", bytes, errno: libc::ENOMEM })
+    })
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Refusal::Error(error)
+    }
+}
+
+impl From<Tampered> for Refusal {
+    fn from(tampered: Tampered) -> Self {
+        Refusal::Tampered(tampered)
+    }
+}
+
+/// The signing that a plan entry names; an entry that names none was rewritten.
+pub(crate) fn signing_of(entry: &Rebinding) -> Option<Signing> {
+    u8::try_from(entry.signing).ok().and_then(Signing::from_byte)
+}

@@ -1,0 +1,140 @@
+//! The embedder's numbers: how small a stack starts, how far it grows, what it keeps in reserve.
+
+use crate::error::Error;
+
+/// How one stack behaves. All sizes in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Size of the first data segment. A multiple of the page size.
+    pub initial: usize,
+    /// Largest data segment. A multiple of the page size, not below `initial`.
+    pub maximum: usize,
+    /// Room below the limit that managed code may use unchecked: its largest frame without an entry thunk,
+    /// leaves that do not check, and the 16-byte frame record of `grow` or `exit`. At most half of `initial`.
+    pub reserve: usize,
+    /// Inaccessible bytes below every segment. A multiple of the page size, larger than the largest frame that is
+    /// written to before its function checks.
+    pub guard: usize,
+    /// Smallest frame of managed code, frame record included: it bounds the shadow stack (law 2). At least 16.
+    pub smallest_frame: usize,
+    /// Shadow-stack bytes kept for signal handlers and the stubs.
+    pub shadow_reserve: usize,
+    /// Move the whole span at every check, old segment inaccessible: finds each pointer into the stack that
+    /// hides in a frame. For tests.
+    pub relocate_always: bool,
+    /// Leave a moved-from segment inaccessible until the stack next moves, so that a stale pointer faults.
+    pub poison: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            initial: 4096,
+            maximum: 64 << 20,
+            reserve: 1024,
+            guard: 64 << 10,
+            smallest_frame: 16,
+            shadow_reserve: 4096,
+            relocate_always: false,
+            poison: false,
+        }
+    }
+}
+
+/// Largest stack that may be asked for: above it, sizes derived from it could wrap.
+const LARGEST: usize = 1 << 40;
+
+impl Policy {
+    /// Checks the numbers against each other and against the page size.
+    ///
+    /// # Errors
+    /// [`Error::Policy`] names the first rule that is broken.
+    pub fn validate(&self, page: usize) -> Result<(), Error> {
+        let rule = |holds: bool, rule: &'static str| if holds { Ok(()) } else { Err(Error::Policy(rule)) };
+        rule(self.initial != 0, "`initial` is 0; the smallest stack is one page")?;
+        rule(self.initial.is_multiple_of(page), "`initial` is not a multiple of the page size")?;
+        rule(self.maximum.is_multiple_of(page), "`maximum` is not a multiple of the page size")?;
+        rule(self.maximum >= self.initial, "`maximum` is below `initial`")?;
+        rule(self.maximum <= LARGEST, "`maximum` is above 1 TiB")?;
+        rule(
+            self.guard != 0 && self.guard.is_multiple_of(page) && self.guard <= LARGEST,
+            "`guard` is not a positive multiple of the page size up to 1 TiB",
+        )?;
+        rule(self.reserve >= 64, "`reserve` is below 64 bytes, the stubs' own need")?;
+        rule(self.reserve <= self.initial / 2, "`reserve` is more than half of `initial`")?;
+        rule(self.smallest_frame >= 16, "`smallest_frame` is below 16, a frame record")?;
+        rule(
+            self.shadow_reserve >= 512 && self.shadow_reserve <= LARGEST,
+            "`shadow_reserve` is not between 512 bytes and 1 TiB",
+        )
+    }
+
+    /// Shadow-stack bytes that a data segment of `data` bytes may need: law 2.
+    pub(crate) fn shadow_need(&self, data: usize) -> usize {
+        (data / self.smallest_frame).saturating_add(1).saturating_mul(8).saturating_add(self.shadow_reserve)
+    }
+
+    /// The size to grow to from `present` when `needed` bytes must fit: double, and double again.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] when the maximum is too small.
+    pub(crate) fn next_size(&self, present: usize, needed: usize) -> Result<usize, Error> {
+        if needed > self.maximum {
+            return Err(Error::Overflow { needed, maximum: self.maximum });
+        }
+        let mut size = present.saturating_mul(2);
+        while size < needed {
+            size = size.saturating_mul(2);
+        }
+        Ok(size.min(self.maximum))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    #[test]
+    fn default_is_valid() {
+        assert_eq!(Policy::default().validate(PAGE), Ok(()));
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused() {
+        for initial in [0, 1, 4095, usize::MAX] {
+            let policy = Policy { initial, ..Policy::default() };
+            assert!(matches!(policy.validate(PAGE), Err(Error::Policy(_))), "initial {initial}");
+        }
+        for maximum in [0, 1, 2048, usize::MAX, usize::MAX & !4095] {
+            let policy = Policy { maximum, ..Policy::default() };
+            assert!(matches!(policy.validate(PAGE), Err(Error::Policy(_))), "maximum {maximum}");
+        }
+        for guard in [0, 1, usize::MAX] {
+            assert!(Policy { guard, ..Policy::default() }.validate(PAGE).is_err(), "guard {guard}");
+        }
+        for reserve in [0, 63, 2049, usize::MAX] {
+            assert!(Policy { reserve, ..Policy::default() }.validate(PAGE).is_err(), "reserve {reserve}");
+        }
+        for smallest_frame in [0, 15] {
+            assert!(Policy { smallest_frame, ..Policy::default() }.validate(PAGE).is_err());
+        }
+    }
+
+    #[test]
+    fn growth_doubles_to_the_maximum_and_no_further() {
+        let policy = Policy { maximum: 20 << 10, ..Policy::default() };
+        assert_eq!(policy.next_size(4096, 5000), Ok(8192));
+        assert_eq!(policy.next_size(4096, 9000), Ok(16384));
+        assert_eq!(policy.next_size(16384, 20000), Ok(20 << 10));
+        assert_eq!(policy.next_size(16384, 20481), Err(Error::Overflow { needed: 20481, maximum: 20480 }));
+        assert!(policy.next_size(16384, usize::MAX).is_err());
+    }
+
+    #[test]
+    fn shadow_need_covers_one_return_address_per_smallest_frame() {
+        let policy = Policy::default();
+        assert!(policy.shadow_need(1 << 20) >= (1 << 20) / 16 * 8 + policy.shadow_reserve);
+    }
+}

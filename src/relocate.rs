@@ -1,0 +1,105 @@
+//! The move itself: copy the span, put the frame pointers right, re-bind the return addresses.
+//!
+//! Nothing in the source is written. Until the caller makes the destination current, the stack is the one that it
+//! was; a failure at any step leaves it so.
+
+use crate::Refusal;
+use crate::pac::{Signer, Tampered};
+use crate::plan::Plan;
+use crate::segment::Record;
+use crate::steps::{Step, StepInfo, step};
+use crate::walk::read_word;
+
+/// Moves the planned span from `source` to the same distance from `destination`'s top.
+///
+/// `spare` is the number of bytes that must stay free below the span in the destination. Returns the address that
+/// the youngest frame record has now.
+///
+/// # Errors
+/// [`Refusal::Error`] when the destination does not fit, [`Refusal::Tampered`] when a word changed since the walk
+/// or does not authenticate. The source is untouched.
+///
+/// # Safety
+/// `plan` was made for `source`; both segments are mapped, no other thread runs on or moves this stack, and the span is
+/// not running managed code: its youngest frame is a stub's.
+pub unsafe fn relocate<S: Signer>(
+    signer: &S,
+    plan: &mut Plan,
+    source: &Record,
+    destination: &Record,
+    spare: usize,
+    shadow: Option<&[u64]>,
+) -> Result<usize, Refusal> {
+    plan.fits(source, destination, spare)?;
+    let low = plan.low();
+    let bytes = source.top - low;
+    let delta = destination.top.wrapping_sub(source.top);
+    step(Step::Planned, StepInfo::new(low, source, delta, plan))?;
+
+    // SAFETY: `fits` has shown that the two segments are disjoint and that the span fits in the destination; the
+    // span lies in the source because the walk kept it there.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            std::ptr::with_exposed_provenance::<u8>(low),
+            std::ptr::with_exposed_provenance_mut::<u8>(low.wrapping_add(delta)),
+            bytes,
+        );
+    }
+    step(Step::Copied, StepInfo::new(low, source, delta, plan))?;
+
+    rebase(plan, source, destination, delta)?;
+    step(Step::Rebased, StepInfo::new(low, source, delta, plan))?;
+
+    // SAFETY: the caller's; the records are the stubs' own authority.
+    unsafe { signer.rebind(source, destination, low, plan.rebindings(), shadow)? };
+    let moved = low.wrapping_add(delta);
+    step(Step::Rebound, StepInfo::new(moved, destination, delta, plan))?;
+    Ok(moved)
+}
+
+/// Puts saved frame pointers and slots that point into the stack right, in the destination.
+///
+/// The plan may have been rewritten, so every address taken from it is bounded by the destination again.
+fn rebase(plan: &Plan, source: &Record, destination: &Record, delta: usize) -> Result<(), Tampered> {
+    let place = |address: usize| {
+        let moved = address.wrapping_add(delta);
+        if moved.is_multiple_of(8) && destination.holds(moved, 8) {
+            Ok(moved)
+        } else {
+            Err(Tampered { evidence: "the plan names a place outside the destination", slot: address })
+        }
+    };
+    let mut frames = plan.rebindings().iter().peekable();
+    while let Some(frame) = frames.next() {
+        let record = frame.record();
+        let moved = place(record)?;
+        let caller = frames.peek().map(|caller| caller.record());
+        let expected = caller.map_or(plan.native_fp(), |caller| caller as u64);
+        // SAFETY: `place` has shown that the word lies in the destination, which is mapped and not yet in use.
+        if unsafe { read_word(moved) } != expected {
+            return Err(Tampered { evidence: "a saved frame pointer changed during the move", slot: record });
+        }
+        if let Some(caller) = caller {
+            // SAFETY: as above.
+            unsafe { write_word(moved, caller.wrapping_add(delta) as u64) };
+        }
+    }
+    for &slot in plan.pointers() {
+        let moved = place(slot)?;
+        // SAFETY: as above.
+        let value = unsafe { read_word(moved) } as usize;
+        // One past the top is a pointer into the stack too; null and pointers elsewhere stay.
+        if value >= source.base && value <= source.top {
+            // SAFETY: as above.
+            unsafe { write_word(moved, value.wrapping_add(delta) as u64) };
+        }
+    }
+    Ok(())
+}
+
+/// # Safety
+/// `address` is 8-byte aligned, mapped writable and not referenced by Rust.
+unsafe fn write_word(address: usize, word: u64) {
+    // SAFETY: the caller's.
+    unsafe { std::ptr::with_exposed_provenance_mut::<u64>(address).write_volatile(word) }
+}

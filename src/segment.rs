@@ -1,0 +1,153 @@
+//! Data segments: a block of stack memory with an inaccessible guard below it, and its sealed record.
+//!
+//! ```text
+//!  mapping            base                                   top
+//!  | guard, no access | usable, grows down from top          |
+//! ```
+
+use crate::error::Error;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+
+/// Size of a page, in bytes.
+pub fn page_size() -> usize {
+    // SAFETY: sysconf reads a constant of the system.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
+}
+
+/// What the stubs believe of a segment: its bounds and whose it is, sealed on arm64 by a PACGA chain bound to the
+/// record's own address. The stubs verify the seal in registers before they use a word of it.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Record {
+    /// Lowest usable address.
+    pub(crate) base: usize,
+    /// First address above the segment; the first frame's CFA. 16-byte aligned.
+    pub(crate) top: usize,
+    /// The stack that owns it.
+    pub(crate) identity: u64,
+    /// The stack's generation when it was made.
+    pub(crate) generation: u64,
+    /// The seal; 0 on a CPU without generic authentication.
+    pub(crate) seal: u64,
+}
+
+impl Record {
+    /// Bytes between base and top.
+    pub(crate) fn size(&self) -> usize {
+        self.top.wrapping_sub(self.base)
+    }
+
+    /// Whether `bytes` bytes at `address` lie inside.
+    pub(crate) fn holds(&self, address: usize, bytes: usize) -> bool {
+        address >= self.base && address <= self.top && self.top - address >= bytes
+    }
+
+    /// Whether the two share a byte.
+    pub(crate) fn overlaps(&self, other: &Record) -> bool {
+        self.base < other.top && other.base < self.top
+    }
+}
+
+/// An owned data segment. Dropping it unmaps it.
+#[derive(Debug)]
+pub struct Segment {
+    mapping: NonNull<u8>,
+    mapped: usize,
+    /// Boxed: the seal is bound to the record's address, and stubs hold pointers to it.
+    record: Box<Record>,
+}
+
+impl Segment {
+    /// Maps `size` usable bytes above `guard` inaccessible ones; both multiples of the page size.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when the system refuses; nothing stays mapped.
+    pub fn map(size: usize, guard: usize, identity: u64, generation: u64) -> Result<Segment, Error> {
+        let failed = |errno: nix::Error| Error::Memory { what: "a data segment", bytes: size, errno: errno as i32 };
+        let mapped = size.checked_add(guard).ok_or(failed(nix::Error::ENOMEM))?;
+        let length = NonZeroUsize::new(mapped).ok_or(failed(nix::Error::EINVAL))?;
+        // SAFETY: an anonymous mapping at an address of the system's choice touches no existing memory.
+        let mapping = unsafe {
+            mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
+        }
+        .map_err(failed)?
+        .cast::<u8>();
+        let base = mapping.addr().get() + guard;
+        let mut segment = Segment { mapping, mapped, record: Box::default() };
+        // SAFETY: the range is the upper part of the mapping made above, which nobody else knows yet.
+        unsafe {
+            mprotect(mapping.add(guard).cast(), size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).map_err(failed)?;
+        }
+        segment.seal(base, base + size, identity, generation);
+        Ok(segment)
+    }
+
+    #[cfg(cfi_stack_native)]
+    fn seal(&mut self, base: usize, top: usize, identity: u64, generation: u64) {
+        crate::arch::seal_record(&mut self.record, base, top, identity, generation);
+    }
+
+    #[cfg(not(cfi_stack_native))]
+    fn seal(&mut self, base: usize, top: usize, identity: u64, generation: u64) {
+        *self.record = Record { base, top, identity, generation, seal: 0 };
+    }
+
+    /// The sealed record.
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Seals the record anew for another generation.
+    #[cfg(cfi_stack_native)]
+    pub(crate) fn reseal(&mut self, generation: u64) {
+        crate::arch::reseal_record(&mut self.record, generation);
+    }
+
+    /// Takes all access away, so that a stale pointer into the segment faults.
+    pub(crate) fn poison(&self) -> Result<(), Error> {
+        // SAFETY: the mapping is owned by self; the caller has moved every frame out of it.
+        unsafe { mprotect(self.mapping.cast(), self.mapped, ProtFlags::PROT_NONE) }.map_err(|errno| Error::Memory {
+            what: "poisoning a segment",
+            bytes: self.mapped,
+            errno: errno as i32,
+        })
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `map`, is owned by self, and no frame is left in it. The result is not
+        // looked at: munmap of an own whole mapping fails for no other reason than a wrong address.
+        let _ = unsafe { munmap(self.mapping.cast(), self.mapped) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_writes_and_unmaps() {
+        let page = page_size();
+        let segment = Segment::map(page, page, 7, 1).unwrap();
+        let record = segment.record();
+        assert_eq!(record.size(), page);
+        assert!(record.top.is_multiple_of(16));
+        // SAFETY: the word lies in the segment just mapped.
+        unsafe { std::ptr::with_exposed_provenance_mut::<u64>(record.top - 8).write_volatile(42) };
+        assert!(record.holds(record.base, page));
+        assert!(!record.holds(record.base, page + 1));
+        assert!(!record.holds(record.base - 1, 1));
+        assert!(!record.holds(record.top, 1));
+    }
+
+    #[test]
+    fn impossible_sizes_are_errors() {
+        for size in [usize::MAX & !4095, 1 << 60] {
+            assert!(matches!(Segment::map(size, 4096, 1, 1), Err(Error::Memory { .. })));
+        }
+    }
+}

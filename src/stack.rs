@@ -1,0 +1,329 @@
+//! One logical stack: its data segment, its shadow stack, its identity and generation, and the control block that
+//! the stubs work on.
+
+use crate::arch::{self, ENTRY_FP_OFFSET};
+use crate::codemap::table::Reading;
+use crate::engine::{Activation, Exit};
+use crate::error::Error;
+use crate::pac::hardware::Hardware;
+use crate::pac::{RawPc, Tampered};
+use crate::plan::Plan;
+use crate::policy::Policy;
+use crate::relocate::relocate;
+use crate::segment::{Record, Segment, page_size};
+use crate::shadow::ShadowStack;
+use crate::steps::{Step, StepInfo, step};
+use crate::thread::{self, Thread};
+use crate::walk::{Bounds, Walk};
+use crate::{Refusal, tamper};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What the stubs read and write. Offsets are known to `asm/`.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Control {
+    native_sp: usize,
+    native_token: usize,
+    token: usize,
+    seal: u64,
+    segment: *const Record,
+    shadow_top: usize,
+    last_exit_fp: usize,
+    identity: u64,
+    generation: u64,
+    outcome: u64,
+}
+
+const _: () = {
+    assert!(std::mem::offset_of!(Control, native_token) == 8);
+    assert!(std::mem::offset_of!(Control, token) == 16);
+    assert!(std::mem::offset_of!(Control, seal) == 24);
+    assert!(std::mem::offset_of!(Control, segment) == 32);
+    assert!(std::mem::offset_of!(Control, shadow_top) == 40);
+    assert!(std::mem::offset_of!(Control, last_exit_fp) == 48);
+    assert!(std::mem::offset_of!(Control, identity) == 56);
+    assert!(std::mem::offset_of!(Control, generation) == 64);
+    assert!(std::mem::offset_of!(Control, outcome) == 72);
+    assert!(std::mem::offset_of!(Activation, control) == 8);
+    assert!(std::mem::offset_of!(Activation, scratch) == 16);
+};
+
+/// The entry function returned.
+const OUTCOME_RETURNED: u64 = 0;
+/// `leave` was taken; set by the stub.
+const OUTCOME_LEFT: u64 = 1;
+/// `grow` could not.
+const OUTCOME_FAILED: u64 = 2;
+
+/// What a stack has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Times that `grow` moved the stack, to a larger segment or, with `relocate_always`, to one of the same size.
+    pub growths: u64,
+    /// Frames moved, the stubs' own included.
+    pub frames_moved: u64,
+    /// Return addresses that were authenticated and signed again. 0 where nothing is signed.
+    pub rebound: u64,
+    /// Bytes of stack copied.
+    pub bytes_moved: u64,
+    /// Largest data segment so far, in bytes.
+    pub largest: u64,
+}
+
+/// Everything about a stack that stays off it. The control block comes first: stubs hold its address.
+#[repr(C)]
+struct Inner {
+    control: Control,
+    segment: Segment,
+    /// The segment moved from last: kept until the next move, because the stub's callers in Rust still have its
+    /// frame chain when the move ends; inaccessible when the policy poisons.
+    previous: Option<Segment>,
+    shadow: Option<ShadowStack>,
+    policy: Policy,
+    plan: Plan,
+    stats: Stats,
+    failure: Option<Error>,
+    activation: Option<NonNull<Activation>>,
+}
+
+/// A stack that managed code runs on.
+///
+/// It holds the frames of managed code only; native code runs on the thread's own stack. It starts with the policy's
+/// initial segment and moves to larger ones as managed code calls `grow`.
+#[derive(Debug)]
+pub struct Stack {
+    inner: NonNull<Inner>,
+}
+
+static IDENTITIES: AtomicU64 = AtomicU64::new(1);
+
+impl Stack {
+    /// Makes a stack: a data segment with its guard and, where this thread has a shadow stack, a shadow stack that can
+    /// hold as many return addresses as the policy's maximum allows.
+    ///
+    /// # Errors
+    /// [`Error::Policy`], [`Error::Memory`]; nothing stays mapped.
+    pub fn new(thread: &Thread, policy: Policy) -> Result<Stack, Error> {
+        policy.validate(page_size())?;
+        let identity = IDENTITIES.fetch_add(1, Ordering::Relaxed);
+        let generation = 1;
+        let segment = Segment::map(policy.initial, policy.guard, identity, generation)?;
+        let shadow = match thread.has_shadow() {
+            true => Some(ShadowStack::map(policy.shadow_need(policy.maximum))?),
+            false => None,
+        };
+        let control = Control {
+            native_sp: 0,
+            native_token: 0,
+            token: shadow.as_ref().map_or(0, ShadowStack::token),
+            seal: 0,
+            segment: segment.record(),
+            shadow_top: shadow.as_ref().map_or(0, ShadowStack::top),
+            last_exit_fp: 0,
+            identity,
+            generation,
+            outcome: OUTCOME_RETURNED,
+        };
+        let stats = Stats { largest: policy.initial as u64, ..Stats::default() };
+        let inner = Inner {
+            control,
+            segment,
+            previous: None,
+            shadow,
+            policy,
+            plan: Plan::new(),
+            stats,
+            failure: None,
+            activation: None,
+        };
+        Ok(Stack { inner: NonNull::from(Box::leak(Box::new(inner))) })
+    }
+
+    /// Runs `entry(args[0], .., args[3])` on this stack until it returns or leaves.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the activation runs a stack already, [`Error::Thread`] when the thread's shadow mode is not the
+    /// one that the stack was made for. Any other error is why `grow` could not; the frames are gone then, and the stack
+    /// is empty and usable.
+    ///
+    /// # Safety
+    /// `entry` and all that it calls on this stack is managed code that follows [`crate::engine`]'s rules: registered, with
+    /// the registered layout, checking the activation's limit; no destructor is owed by a frame that `leave` drops.
+    /// `thread` is this thread's.
+    pub unsafe fn enter(
+        &mut self,
+        thread: &Thread,
+        activation: &Activation,
+        entry: RawPc,
+        args: [usize; 4],
+    ) -> Result<Exit, Error> {
+        let inner = self.inner.as_ptr();
+        // SAFETY: `inner` is owned by self and not running: `&mut self` is exclusive, and a running stack's `enter`
+        // has not returned. The reference ends before the stub runs.
+        let control = unsafe { (*inner).begin(thread, activation)? };
+        let running = thread::Running::begin(activation);
+        // SAFETY: the caller's for `entry`; `begin` has put control, segment and activation in order.
+        let value = unsafe { arch::enter(control, entry, args) };
+        drop(running);
+        // SAFETY: the stub has returned, so nobody else uses `inner`.
+        unsafe { (*inner).end(activation, value) }
+    }
+
+    /// What the stack has done so far.
+    pub fn stats(&self) -> Stats {
+        // SAFETY: owned by self; `&self` cannot be had while `enter` runs.
+        unsafe { self.inner.as_ref() }.stats
+    }
+
+    /// Size of the present data segment, in bytes.
+    pub fn size(&self) -> usize {
+        // SAFETY: as in `stats`.
+        unsafe { self.inner.as_ref() }.segment.record().size()
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: `inner` came from a leaked box and is owned by self; no frame lives on the stack.
+        drop(unsafe { Box::from_raw(self.inner.as_ptr()) });
+    }
+}
+
+impl Inner {
+    /// Makes the stack current. Every check comes before the first write.
+    fn begin(&mut self, thread: &Thread, activation: &Activation) -> Result<*mut Control, Error> {
+        if !activation.control.load(Ordering::Relaxed).is_null() {
+            return Err(Error::Busy);
+        }
+        if thread.has_shadow() != self.shadow.is_some() {
+            return Err(Error::Thread("the stack was made for a thread with another shadow-stack mode"));
+        }
+        self.control.outcome = OUTCOME_RETURNED;
+        self.failure = None;
+        self.activation = Some(NonNull::from(activation));
+        activation.limit.store(self.limit(), Ordering::Relaxed);
+        let control = NonNull::from(&mut *self).cast::<Control>().as_ptr();
+        activation.control.store(control, Ordering::Relaxed);
+        Ok(control)
+    }
+
+    fn end(&mut self, activation: &Activation, value: u64) -> Result<Exit, Error> {
+        activation.control.store(std::ptr::null_mut(), Ordering::Relaxed);
+        activation.limit.store(usize::MAX, Ordering::Relaxed);
+        self.activation = None;
+        self.previous = None;
+        // A context or a frame of the run that ended must not pass for one of the next.
+        self.control.generation += 1;
+        self.segment.reseal(self.control.generation);
+        match self.control.outcome {
+            OUTCOME_RETURNED => Ok(Exit::Returned(value)),
+            OUTCOME_LEFT => Ok(Exit::Left(value)),
+            _ => Err(self.failure.take().unwrap_or(Error::Thread("the control block was overwritten"))),
+        }
+    }
+
+    /// What managed code compares its stack pointer with.
+    fn limit(&self) -> usize {
+        if self.policy.relocate_always { usize::MAX } else { self.segment.record().base + self.policy.reserve }
+    }
+
+    /// Makes room for `bytes` and the reserve below the stack pointer of the function that called `grow`. Returns the
+    /// address of grow's frame record, moved or not.
+    fn grow(&mut self, record: usize, bytes: usize) -> Result<usize, Refusal> {
+        let source = self.segment.record();
+        step(Step::Begin, StepInfo::new(record, source, 0, &mut self.plan))?;
+        if !source.holds(record, 16) {
+            return Err(Tampered { evidence: "the stack pointer is outside the stack", slot: record }.into());
+        }
+        // The caller's stack pointer at the call is the CFA of grow's frame.
+        let used = source.top - (record + 16);
+        let spare = self.policy.reserve.saturating_add(bytes);
+        let needed = used.saturating_add(spare);
+        let size = match needed > source.size() {
+            true => self.policy.next_size(source.size(), needed)?,
+            false if self.policy.relocate_always => source.size(),
+            // A limit that lies too high costs time, nothing else.
+            false => return Ok(record),
+        };
+        let shadow = self.shadow_entries()?;
+        if let Some(room) = self.shadow.as_ref().map(ShadowStack::room) {
+            let needed = self.policy.shadow_need(size);
+            if needed > room {
+                return Err(Error::ShadowRoom { needed, room }.into());
+            }
+        }
+        self.previous = None;
+        let destination = Segment::map(size, self.policy.guard, self.control.identity, self.control.generation)?;
+        step(Step::Mapped, StepInfo::new(record, source, 0, &mut self.plan))?;
+
+        let reading = Reading::begin();
+        let table = reading.table().ok_or(Error::UnknownCode(arch::grow()))?;
+        let bounds = Bounds {
+            source,
+            youngest: record,
+            stub: arch::STUB_SIGNING,
+            entry_return: arch::entry_return(),
+            native_fp: (self.control.native_sp + ENTRY_FP_OFFSET) as u64,
+            shadow,
+        };
+        self.plan.make(Walk::new(&Hardware, table, bounds))?;
+        drop(reading);
+        // SAFETY: the plan was just made for `source`; both segments are owned by self; the youngest frame is grow's,
+        // which runs on the native stack now.
+        let moved = unsafe { relocate(&Hardware, &mut self.plan, source, destination.record(), spare - 16, shadow)? };
+        let old = std::mem::replace(&mut self.segment, destination);
+        self.control.segment = self.segment.record();
+        if self.policy.poison || self.policy.relocate_always {
+            // Without memory to split the mapping the old segment stays readable, which is what a policy without poison has.
+            let _ = old.poison();
+        }
+        self.previous = Some(old);
+        let size = self.segment.record().size() as u64;
+        let signs = |entry: &&crate::plan::Rebinding| {
+            use crate::pac::Signer;
+            crate::plan::signing_of(entry).is_some_and(|signing| Hardware.enforces(signing))
+        };
+        self.stats.growths += 1;
+        self.stats.frames_moved += self.plan.rebindings().len() as u64;
+        self.stats.rebound += self.plan.rebindings().iter().filter(signs).count() as u64;
+        self.stats.bytes_moved += used as u64 + 16;
+        self.stats.largest = self.stats.largest.max(size);
+        let limit = self.limit();
+        if let Some(activation) = self.activation {
+            // SAFETY: `enter` borrows the activation until the stub returns.
+            unsafe { activation.as_ref() }.limit.store(limit, Ordering::Relaxed);
+        }
+        step(Step::Committed, StepInfo::new(moved, self.segment.record(), 0, &mut self.plan))?;
+        Ok(moved)
+    }
+
+    /// The return addresses on this stack's shadow stack, youngest first. It was left by `grow`, so a token lies below.
+    fn shadow_entries(&self) -> Result<Option<&'static [u64]>, Tampered> {
+        let Some(shadow) = &self.shadow else { return Ok(None) };
+        shadow.entries(self.control.token).map(Some).ok_or(Tampered {
+            evidence: "the shadow stack's token is outside the shadow stack",
+            slot: self.control.token,
+        })
+    }
+}
+
+/// Called by the `grow` stub on the native stacks. Returns where grow's frame record is now, or 0 after it has
+/// noted why the stack cannot grow.
+///
+/// # Safety
+/// `control` is that of the running stack, `record` the frame record that `grow` has just written.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cfi_stack_on_grow(control: *mut Control, record: usize, bytes: usize) -> usize {
+    // SAFETY: the control block is the first field of `Inner`, and `enter` holds no reference to it while the stub runs.
+    let inner = unsafe { &mut *control.cast::<Inner>() };
+    match inner.grow(record, bytes) {
+        Ok(moved) => moved,
+        Err(Refusal::Error(error)) => {
+            inner.control.outcome = OUTCOME_FAILED;
+            inner.failure = Some(error);
+            0
+        }
+        Err(Refusal::Tampered(evidence)) => tamper::end(evidence),
+    }
+}

@@ -1,0 +1,141 @@
+//! Attaching a thread: its alternate signal stack, its key domain and its shadow mode.
+//!
+//! A signal frame is larger than a small stack (`AT_MINSIGSTKSZ` is 10 KB with SVE and SME), so handlers run on an
+//! alternate stack, and a segment needs no room for them.
+
+use crate::engine::Activation;
+use crate::error::Error;
+use crate::features;
+use crate::published;
+use crate::segment::{Segment, page_size};
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+/// Room that a handler has besides the kernel's signal frame, in bytes.
+pub const HANDLER_ROOM: usize = 16 << 10;
+
+/// What must be equal where a stack is resumed: threads that share PAC keys and the shadow mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// Fingerprints of the keys IA, IB and GA; 0 where there is none. They say nothing about the keys.
+    pub keys: [u64; 3],
+    /// Whether the thread has a shadow stack.
+    pub shadow: bool,
+}
+
+/// An attached thread. Not `Send`: it speaks of the thread that made it. Dropping it detaches.
+#[derive(Debug)]
+pub struct Thread {
+    domain: Domain,
+    /// The alternate stack that was installed, where the thread had none that suffices, and what it replaced.
+    alternate: Option<(Segment, libc::stack_t)>,
+    not_send: PhantomData<*const ()>,
+}
+
+thread_local! {
+    static CURRENT: Cell<*const Activation> = const { Cell::new(std::ptr::null()) };
+}
+
+impl Thread {
+    /// Attaches the calling thread: verifies its alternate signal stack or installs one of
+    /// `AT_MINSIGSTKSZ` + [`HANDLER_ROOM`] bytes with a guard, and records its key domain and shadow mode.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] when there is none for the alternate stack.
+    pub fn attach() -> Result<Thread, Error> {
+        published::set_mode(features::mode())?;
+        let domain = features::domain();
+        let needed = features::signal_frame_size() + HANDLER_ROOM;
+        let old = alternate_stack(None)?;
+        if old.ss_flags & libc::SS_DISABLE == 0 && old.ss_size >= needed {
+            return Ok(Thread { domain, alternate: None, not_send: PhantomData });
+        }
+        let size = needed.next_multiple_of(page_size());
+        let segment = Segment::map(size, page_size(), 0, 0)?;
+        let record = segment.record();
+        let new = libc::stack_t {
+            ss_sp: std::ptr::with_exposed_provenance_mut(record.base),
+            ss_flags: 0,
+            ss_size: record.size(),
+        };
+        alternate_stack(Some(&new))?;
+        Ok(Thread { domain, alternate: Some((segment, old)), not_send: PhantomData })
+    }
+
+    /// The thread's key domain and shadow mode, as they were when it attached.
+    pub fn domain(&self) -> Domain {
+        self.domain
+    }
+
+    pub(crate) fn has_shadow(&self) -> bool {
+        self.domain.shadow
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        if let Some((segment, old)) = self.alternate.take() {
+            let ours = alternate_stack(None).is_ok_and(|now| now.ss_sp.addr() == segment.record().base);
+            // Somebody else's is left alone. Ours stays mapped if it cannot be taken out of use.
+            if ours && alternate_stack(Some(&old)).is_err() {
+                std::mem::forget(segment);
+            }
+        }
+    }
+}
+
+fn alternate_stack(new: Option<&libc::stack_t>) -> Result<libc::stack_t, Error> {
+    let mut old = std::mem::MaybeUninit::<libc::stack_t>::uninit();
+    let new = new.map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: `new` is null or a live stack_t naming memory that stays mapped while it is installed.
+    if unsafe { libc::sigaltstack(new, old.as_mut_ptr()) } != 0 {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL);
+        return Err(Error::Memory { what: "an alternate signal stack", bytes: HANDLER_ROOM, errno });
+    }
+    // SAFETY: the call succeeded and filled it.
+    Ok(unsafe { old.assume_init() })
+}
+
+/// The activation whose managed code this thread runs, or whose native callee. Async-signal-safe.
+pub fn current_activation() -> Option<NonNull<Activation>> {
+    NonNull::new(CURRENT.get().cast_mut())
+}
+
+/// Marks an activation as the thread's current one until dropped; runs nest.
+pub(crate) struct Running {
+    outer: *const Activation,
+}
+
+impl Running {
+    pub(crate) fn begin(activation: &Activation) -> Self {
+        Running { outer: CURRENT.replace(activation) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        CURRENT.set(self.outer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attach_gives_handlers_room_and_detach_restores() {
+        let before = alternate_stack(None).unwrap();
+        let thread = Thread::attach().unwrap();
+        let during = alternate_stack(None).unwrap();
+        assert_eq!(during.ss_flags & libc::SS_DISABLE, 0);
+        assert!(during.ss_size >= features::signal_frame_size() + HANDLER_ROOM);
+        let again = Thread::attach().unwrap();
+        assert_eq!(again.domain(), thread.domain());
+        assert!(again.alternate.is_none(), "a sufficient alternate stack is kept");
+        drop(again);
+        drop(thread);
+        let after = alternate_stack(None).unwrap();
+        assert_eq!((after.ss_sp, after.ss_size), (before.ss_sp, before.ss_size));
+    }
+}
