@@ -34,7 +34,7 @@ pub unsafe fn relocate<S: Signer>(
     let low = plan.low();
     let bytes = source.top - low;
     let delta = destination.top.wrapping_sub(source.top);
-    step(Step::Planned, StepInfo::new(low, source, delta, plan))?;
+    step(Step::Planned, StepInfo::new(low, source, Some(destination), plan))?;
 
     // SAFETY: `fits` has shown that the two segments are disjoint and that the span fits in the destination; the
     // span lies in the source because the walk kept it there.
@@ -45,15 +45,15 @@ pub unsafe fn relocate<S: Signer>(
             bytes,
         );
     }
-    step(Step::Copied, StepInfo::new(low, source, delta, plan))?;
+    step(Step::Copied, StepInfo::new(low, source, Some(destination), plan))?;
 
     rebase(plan, source, destination, delta)?;
-    step(Step::Rebased, StepInfo::new(low, source, delta, plan))?;
+    step(Step::Rebased, StepInfo::new(low, source, Some(destination), plan))?;
 
     // SAFETY: the caller's; the records are the stubs' own authority.
     unsafe { signer.rebind(source, destination, low, plan.rebindings(), shadow)? };
     let moved = low.wrapping_add(delta);
-    step(Step::Rebound, StepInfo::new(moved, destination, delta, plan))?;
+    step(Step::Rebound, StepInfo::new(moved, source, Some(destination), plan))?;
     Ok(moved)
 }
 

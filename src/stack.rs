@@ -232,7 +232,7 @@ impl Inner {
     /// address of grow's frame record, moved or not.
     fn grow(&mut self, record: usize, bytes: usize) -> Result<usize, Refusal> {
         let source = self.segment.record();
-        step(Step::Begin, StepInfo::new(record, source, 0, &mut self.plan))?;
+        step(Step::Begin, StepInfo::new(record, source, None, &mut self.plan))?;
         if !source.holds(record, 16) {
             return Err(Tampered { evidence: "the stack pointer is outside the stack", slot: record }.into());
         }
@@ -255,7 +255,10 @@ impl Inner {
         }
         self.previous = None;
         let destination = Segment::map(size, self.policy.guard, self.control.identity, self.control.generation)?;
-        step(Step::Mapped, StepInfo::new(record, source, 0, &mut self.plan))?;
+        let target = destination.record();
+        let redirect = step(Step::Mapped, StepInfo::new(record, source, Some(target), &mut self.plan))?;
+        // SAFETY: only a hook redirects, and it vouches for the record (cargo feature `steps`).
+        let target = redirect.map_or(target, |record| unsafe { &*std::ptr::with_exposed_provenance(record) });
 
         let reading = Reading::begin();
         let table = reading.table().ok_or(Error::UnknownCode(arch::grow()))?;
@@ -271,7 +274,7 @@ impl Inner {
         drop(reading);
         // SAFETY: the plan was just made for `source`; both segments are owned by self; the youngest frame is grow's,
         // which runs on the native stack now.
-        let moved = unsafe { relocate(&Hardware, &mut self.plan, source, destination.record(), spare - 16, shadow)? };
+        let moved = unsafe { relocate(&Hardware, &mut self.plan, source, target, spare - 16, shadow)? };
         let old = std::mem::replace(&mut self.segment, destination);
         self.control.segment = self.segment.record();
         if self.policy.poison || self.policy.relocate_always {
@@ -294,7 +297,7 @@ impl Inner {
             // SAFETY: `enter` borrows the activation until the stub returns.
             unsafe { activation.as_ref() }.limit.store(limit, Ordering::Relaxed);
         }
-        step(Step::Committed, StepInfo::new(moved, self.segment.record(), 0, &mut self.plan))?;
+        step(Step::Committed, StepInfo::new(moved, self.segment.record(), None, &mut self.plan))?;
         Ok(moved)
     }
 

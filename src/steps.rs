@@ -41,12 +41,30 @@ pub struct StepInfo<'a> {
     pub top: usize,
     /// Added to an address in the source gives the address in the destination; 0 before there is one.
     pub delta: usize,
+    /// Address of the sealed record (base, top, identity, generation, seal: five words) of the segment moved from.
+    pub source_record: usize,
+    /// The same of the segment moved to; 0 before there is one.
+    pub destination_record: usize,
+    /// At [`Step::Mapped`]: address of a record to move to instead, which the hook keeps alive.
+    pub redirect: Option<usize>,
     plan: &'a mut Plan,
 }
 
 impl<'a> StepInfo<'a> {
-    pub(crate) fn new(youngest: usize, segment: &Record, delta: usize, plan: &'a mut Plan) -> Self {
-        StepInfo { youngest, base: segment.base, top: segment.top, delta, plan }
+    /// What is known at any step: the youngest record, and the segments moved from and to.
+    pub(crate) fn new(youngest: usize, source: &Record, destination: Option<&Record>, plan: &'a mut Plan) -> Self {
+        let holder = destination.filter(|destination| destination.holds(youngest, 16)).unwrap_or(source);
+        let address = |record: &Record| std::ptr::from_ref(record).addr();
+        StepInfo {
+            youngest,
+            base: holder.base,
+            top: holder.top,
+            delta: destination.map_or(0, |destination| destination.top.wrapping_sub(source.top)),
+            source_record: address(source),
+            destination_record: destination.map_or(0, address),
+            redirect: None,
+            plan,
+        }
     }
 
     /// The planned return addresses, youngest first, as an attacker can rewrite them.
@@ -69,16 +87,17 @@ pub fn set_hook(hook: Option<Hook>) {
     *HOOK.write().unwrap_or_else(std::sync::PoisonError::into_inner) = hook;
 }
 
-/// Announces a step.
+/// Announces a step. The address is [`StepInfo::redirect`].
 #[cfg(feature = "steps")]
-pub(crate) fn step(step: Step, mut info: StepInfo<'_>) -> Result<(), Error> {
+pub(crate) fn step(step: Step, mut info: StepInfo<'_>) -> Result<Option<usize>, Error> {
     let hook = *HOOK.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-    hook.map_or(Ok(()), |hook| hook(step, &mut info))
+    hook.map_or(Ok(()), |hook| hook(step, &mut info))?;
+    Ok(info.redirect)
 }
 
-/// Announces a step to nobody.
+/// Announces a step to nobody. The address is [`StepInfo::redirect`].
 #[cfg(not(feature = "steps"))]
 #[inline(always)]
-pub(crate) fn step(_: Step, _: StepInfo<'_>) -> Result<(), Error> {
-    Ok(())
+pub(crate) fn step(_: Step, _: StepInfo<'_>) -> Result<Option<usize>, Error> {
+    Ok(None)
 }
