@@ -32,7 +32,10 @@ pub unsafe fn relocate<S: Signer>(
 ) -> Result<usize, Refusal> {
     plan.fits(source, destination, spare)?;
     let low = plan.low();
-    let bytes = source.top - low;
+    let bytes = source.top.wrapping_sub(low);
+    if bytes > destination.size() {
+        return Err(Tampered { evidence: "a segment record changed during the move", slot: low }.into());
+    }
     let delta = destination.top.wrapping_sub(source.top);
     step(Step::Planned, StepInfo::new(low, source, Some(destination), plan))?;
 

@@ -6,14 +6,14 @@ use crate::codemap::table::Reading;
 use crate::engine::{Activation, Exit};
 use crate::error::Error;
 use crate::pac::hardware::Hardware;
-use crate::pac::{RawPc, Tampered};
-use crate::plan::Plan;
+use crate::pac::{RawPc, Signer, Tampered};
+use crate::plan::{Plan, Rebinding, signing_of};
 use crate::policy::Policy;
 use crate::relocate::relocate;
 use crate::segment::{Record, Segment, page_size};
 use crate::shadow::ShadowStack;
 use crate::steps::{Step, StepInfo, step};
-use crate::thread::{self, Thread};
+use crate::thread::{self, Domain, Thread};
 use crate::walk::{Bounds, Walk};
 use crate::{Refusal, tamper};
 use std::ptr::NonNull;
@@ -80,6 +80,7 @@ struct Inner {
     /// frame chain when the move ends; inaccessible when the policy poisons.
     previous: Option<Segment>,
     shadow: Option<ShadowStack>,
+    domain: Domain,
     policy: Policy,
     plan: Plan,
     stats: Stats,
@@ -109,7 +110,7 @@ impl Stack {
         let identity = IDENTITIES.fetch_add(1, Ordering::Relaxed);
         let generation = 1;
         let segment = Segment::map(policy.initial, policy.guard, identity, generation)?;
-        let shadow = match thread.has_shadow() {
+        let shadow = match thread.domain().shadow {
             true => Some(ShadowStack::map(policy.shadow_need(policy.maximum))?),
             false => None,
         };
@@ -131,6 +132,7 @@ impl Stack {
             segment,
             previous: None,
             shadow,
+            domain: thread.domain(),
             policy,
             plan: Plan::new(),
             stats,
@@ -143,8 +145,8 @@ impl Stack {
     /// Runs `entry(args[0], .., args[3])` on this stack until it returns or leaves.
     ///
     /// # Errors
-    /// [`Error::Busy`] when the activation runs a stack already, [`Error::Thread`] when the thread's shadow mode is not the
-    /// one that the stack was made for. Any other error is why `grow` could not; the frames are gone then, and the stack
+    /// [`Error::Busy`] when the activation runs a stack already, [`Error::Thread`] when the thread's keys or shadow mode are
+    /// not those that the stack was made with. Any other error is why `grow` could not; the frames are gone then, and the stack
     /// is empty and usable.
     ///
     /// # Safety
@@ -196,8 +198,8 @@ impl Inner {
         if !activation.control.load(Ordering::Relaxed).is_null() {
             return Err(Error::Busy);
         }
-        if thread.has_shadow() != self.shadow.is_some() {
-            return Err(Error::Thread("the stack was made for a thread with another shadow-stack mode"));
+        if thread.domain() != self.domain {
+            return Err(Error::Thread("the stack was made in another key domain or shadow-stack mode"));
         }
         self.control.outcome = OUTCOME_RETURNED;
         self.failure = None;
@@ -237,7 +239,7 @@ impl Inner {
             return Err(Tampered { evidence: "the stack pointer is outside the stack", slot: record }.into());
         }
         // The caller's stack pointer at the call is the CFA of grow's frame.
-        let used = source.top - (record + 16);
+        let used = source.top.wrapping_sub(record.wrapping_add(16));
         let spare = self.policy.reserve.saturating_add(bytes);
         let needed = used.saturating_add(spare);
         let size = match needed > source.size() {
@@ -267,7 +269,7 @@ impl Inner {
             youngest: record,
             stub: arch::STUB_SIGNING,
             entry_return: arch::entry_return(),
-            native_fp: (self.control.native_sp + ENTRY_FP_OFFSET) as u64,
+            native_fp: self.control.native_sp.wrapping_add(ENTRY_FP_OFFSET) as u64,
             shadow,
         };
         self.plan.make(Walk::new(&Hardware, table, bounds))?;
@@ -283,10 +285,7 @@ impl Inner {
         }
         self.previous = Some(old);
         let size = self.segment.record().size() as u64;
-        let signs = |entry: &&crate::plan::Rebinding| {
-            use crate::pac::Signer;
-            crate::plan::signing_of(entry).is_some_and(|signing| Hardware.enforces(signing))
-        };
+        let signs = |entry: &&Rebinding| signing_of(entry).is_some_and(|signing| Hardware.enforces(signing));
         self.stats.growths += 1;
         self.stats.frames_moved += self.plan.rebindings().len() as u64;
         self.stats.rebound += self.plan.rebindings().iter().filter(signs).count() as u64;

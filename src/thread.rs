@@ -67,10 +67,6 @@ impl Thread {
     pub fn domain(&self) -> Domain {
         self.domain
     }
-
-    pub(crate) fn has_shadow(&self) -> bool {
-        self.domain.shadow
-    }
 }
 
 impl Drop for Thread {
