@@ -52,3 +52,8 @@ pub enum Refusal {
     /// Evidence of tampering: the caller ends the process.
     Tampered(pac::Tampered),
 }
+
+/// The README's example, compiled and run.
+#[cfg(all(doctest, cfi_stack_native))]
+#[doc = include_str!("../README.md")]
+struct Readme;
