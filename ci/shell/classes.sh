@@ -34,3 +34,11 @@ group_of_piece() {
         *) echo arm64 ;;
     esac
 }
+
+# program_of ISA NAME: where `ci/cargo ISA build --release` leaves a program.
+program_of() {
+    case $1 in
+        x86_64) echo "$CACHE/target/x86_64/x86_64-unknown-linux-gnu/release/$2" ;;
+        aarch64) echo "$CACHE/target/aarch64/aarch64-unknown-linux-gnu/release/$2" ;;
+    esac
+}

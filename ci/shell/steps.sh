@@ -1,0 +1,103 @@
+# The steps of ci/test. Sourced after places.sh and classes.sh; each step runs with its class loaded, in the root of the checkout,
+# writes what happens to its stdout and fails when something in it failed.
+
+# steps_of_class: the steps of the loaded class, in order.
+steps_of_class() {
+    case $class in
+        host) echo fmt clippy lib doc engine battery suite suite-relocate bench fuzz ;;
+        arm-fpac) echo clippy lib battery suite suite-relocate ;;
+        macho-arm64e) echo assemble check ;;
+        *) echo lib battery $([ "$suite" = none ] || echo suite suite-relocate) ;;
+    esac
+}
+
+# builds_of_step STEP: "ISA CARGO-ARGUMENTS" of what the step will want built.
+builds_of_step() {
+    case $1 in
+        lib) echo "$isa test --no-run -p cfi-stack --lib --tests --all-features" ;;
+        battery) echo "$isa build --release -p cfi-hwtests" ;;
+        suite | suite-relocate) echo "$isa build --release -p wasm" ;;
+        engine) echo "$isa test --no-run --release -p wasm" ;;
+        bench) echo "$isa bench --no-run --workspace" ;;
+    esac
+}
+
+step_lib() {
+    local executables program failed=0
+    executables=$("$CI/cargo" "$isa" test --no-run -p cfi-stack --lib --tests --all-features --message-format=json |
+        sed -n 's/.*"reason":"compiler-artifact".*"executable":"\([^"]*\)".*/\1/p')
+    [ -n "$executables" ] || { echo "cargo built no test program"; return 1; }
+    for program in $executables; do
+        echo "--- $(basename "$program")"
+        "$CI/on" "$class" "$program" || failed=1
+    done
+    return "$failed"
+}
+
+step_doc() { "$CI/cargo" "$isa" test --doc -p cfi-stack --all-features; }
+
+step_engine() { "$CI/cargo" "$isa" test --release -p wasm; }
+
+step_battery() { "$CI/battery" "$class"; }
+
+run_suite() {
+    "$CI/cargo" "$isa" build --quiet --release -p wasm
+    local chosen=()
+    [ "$suite" = all ] || chosen=(--only "$suite")
+    "$CI/on" "$class" "$(program_of "$isa" wasm)" suite --stack 4096 ${chosen[@]+"${chosen[@]}"} --format table "$@"
+}
+
+step_suite() { run_suite; }
+step_suite_relocate() { run_suite --relocate always; }
+
+step_fmt() {
+    cargo fmt --all --check
+    cargo fmt --manifest-path fuzz/Cargo.toml --check
+}
+
+step_clippy() {
+    if [ "$class" = host ]; then
+        "$CI/cargo" "$isa" clippy --workspace --all-targets --all-features -- -D warnings
+    else
+        "$CI/cargo" "$isa" clippy -p cfi-stack --all-targets --all-features -- -D warnings
+    fi
+}
+
+step_fuzz() { "$CI/fuzz" "${CFI_STACK_FUZZ_SECONDS:-60}"; }
+
+step_bench() { "$CI/cargo" "$isa" bench --no-run --workspace; }
+
+# The assembly as arm64e objects, and what must be in them: the signing instructions themselves, not their hint forms' absence.
+step_assemble() {
+    local source object clang=$EMULATORS/clang/wrap
+    for source in asm/aarch64.S; do
+        object=$(mktemp)
+        "$clang/clang" -target arm64e-apple-macos14 -Wall -Werror -c -I asm -o "$object" "$source"
+        "$clang/llvm-readobj" --file-headers "$object" | grep -q 'CpuSubType: CPU_SUBTYPE_ARM64E' || { echo "$source: the object is not arm64e"; return 1; }
+        "$clang/llvm-objdump" -d "$object" | grep -q 'pacib' || { echo "$source: nothing in the object signs"; return 1; }
+        rm "$object"
+        echo "$source assembles for Mach-O arm64e"
+    done
+}
+
+step_check() { "$CI/cargo" arm64e-apple build -p cfi-stack; }
+
+# count_results LOG STATUS: "passed failed skipped" from what the test programs said of themselves. A step without such words counts
+# as one; a step that failed without naming a failure counts one failure.
+count_results() {
+    awk -v status="$2" '
+        /^test result: / {
+            for (i = 2; i <= NF; i++) {
+                if ($i ~ /^passed/) p += $(i - 1)
+                if ($i ~ /^failed/) f += $(i - 1)
+                if ($i ~ /^ignored/) s += $(i - 1)
+            }
+            any = 1
+        }
+        /^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ { p += $1; f += $3; s += $5; any = 1 }
+        END {
+            if (!any && status == 0) p = 1
+            if (status != 0 && f == 0) f = 1
+            print p + 0, f + 0, s + 0
+        }' "$1"
+}
