@@ -238,6 +238,9 @@ FUNC SYM(cfi_stack_enter)
         blr     x16
         .globl  SYM(cfi_stack_entry_return)
         HIDDEN  SYM(cfi_stack_entry_return)
+#ifdef __APPLE__
+        .alt_entry SYM(cfi_stack_entry_return)
+#endif
 SYM(cfi_stack_entry_return):
         VERIFY_NATIVE x29, x19, x9, x10
 LOCAL(back_to_native):                  /* x19 control, x29 verified, x0 result, managed shadow stack */
@@ -646,6 +649,7 @@ FUNC SYM(cfi_stack_pac_field)
         ret
         .cfi_endproc
 
+#ifdef __ELF__
 /* u64 cfi_stack_id_isar1(void), …_isar2: ID registers, which the kernel lets user code read (HWCAP_CPUID). */
 FUNC SYM(cfi_stack_id_isar1)
         .cfi_startproc
@@ -659,6 +663,7 @@ FUNC SYM(cfi_stack_id_isar2)
         mrs     x0, S3_0_C0_C6_2        /* id_aa64isar2_el1 */
         ret
         .cfi_endproc
+#endif
 
 /*
  * u64 cfi_stack_key_print(u64 which): a fingerprint of this thread's key A (0), B (1) or generic key (2): the

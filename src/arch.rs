@@ -43,9 +43,9 @@ unsafe extern "C" {
     fn cfi_stack_authenticate_b(word: u64, modifier: u64) -> usize;
     #[cfg(target_arch = "aarch64")]
     fn cfi_stack_pac_field() -> u64;
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
     fn cfi_stack_id_isar1() -> u64;
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
     fn cfi_stack_id_isar2() -> u64;
     #[cfg(target_arch = "aarch64")]
     fn cfi_stack_key_print(which: u64) -> u64;
@@ -167,7 +167,7 @@ pub(crate) fn authenticate(word: SignedPc, _: Signing, _: Modifier) -> RawPc {
 }
 
 /// What the CPU says of itself; only to be asked where the kernel lets user code read the ID registers.
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
 pub(crate) fn id_registers() -> (u64, u64) {
     // SAFETY: the kernel emulates the reads (HWCAP_CPUID was seen by the caller).
     unsafe { (cfi_stack_id_isar1(), cfi_stack_id_isar2()) }

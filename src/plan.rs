@@ -40,7 +40,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// An empty plan. Its buffers are kept from one move to the next.
+    /// An empty plan. Its buffers are kept from one move to the next, until the run ends.
     pub fn new() -> Self {
         Plan::default()
     }
@@ -65,6 +65,11 @@ impl Plan {
             }
         }
         Ok(())
+    }
+
+    /// Gives the buffers back.
+    pub(crate) fn release(&mut self) {
+        *self = Plan::default();
     }
 
     /// The return addresses, youngest first.

@@ -215,6 +215,7 @@ impl Inner {
         activation.limit.store(usize::MAX, Ordering::Relaxed);
         self.activation = None;
         self.previous = None;
+        self.plan.release();
         // A context or a frame of the run that ended must not pass for one of the next.
         self.control.generation += 1;
         self.segment.reseal(self.control.generation);
