@@ -98,22 +98,27 @@ impl Plan {
         self.native_fp
     }
 
-    /// Whether the span can go to `destination`, with `spare` bytes left below it.
+    /// Whether the span can go to `destination`, with `spare` bytes left below it. Returns its lowest address.
     ///
     /// # Errors
-    /// [`Error::Overlap`], [`Error::Foreign`], [`Error::TooSmall`].
-    pub(crate) fn fits(&self, source: &Record, destination: &Record, spare: usize) -> Result<(), Error> {
+    /// [`Error::Overlap`], [`Error::Foreign`], [`Error::TooSmall`]; [`Refusal::Tampered`] when the span does not begin with
+    /// the youngest record, or lies outside the source.
+    pub(crate) fn fits(&self, source: &Record, destination: &Record, spare: usize) -> Result<usize, Refusal> {
+        let low = self.low;
+        if !source.holds(low, 16) || self.rebindings.first().map(Rebinding::record) != Some(low) {
+            return Err(Tampered { evidence: "the planned span is not the one that was walked", slot: low }.into());
+        }
         if source.overlaps(destination) {
-            return Err(Error::Overlap);
+            return Err(Error::Overlap.into());
         }
         if (source.identity, source.generation) != (destination.identity, destination.generation) {
-            return Err(Error::Foreign);
+            return Err(Error::Foreign.into());
         }
-        let needed = source.top.saturating_sub(self.low).saturating_add(spare);
+        let needed = source.top.saturating_sub(low).saturating_add(spare);
         if needed > destination.size() {
-            return Err(Error::TooSmall { needed, room: destination.size() });
+            return Err(Error::TooSmall { needed, room: destination.size() }.into());
         }
-        Ok(())
+        Ok(low)
     }
 }
 

@@ -30,8 +30,7 @@ pub unsafe fn relocate<S: Signer>(
     spare: usize,
     shadow: Option<&[u64]>,
 ) -> Result<usize, Refusal> {
-    plan.fits(source, destination, spare)?;
-    let low = plan.low();
+    let low = plan.fits(source, destination, spare)?;
     let bytes = source.top.wrapping_sub(low);
     if bytes > destination.size() {
         return Err(Tampered { evidence: "a segment record changed during the move", slot: low }.into());
@@ -39,8 +38,8 @@ pub unsafe fn relocate<S: Signer>(
     let delta = destination.top.wrapping_sub(source.top);
     step(Step::Planned, StepInfo::new(low, source, Some(destination), plan))?;
 
-    // SAFETY: `fits` has shown that the two segments are disjoint and that the span fits in the destination; the
-    // span lies in the source because the walk kept it there.
+    // SAFETY: `fits` has shown that the two segments are disjoint and that the span fits in the destination, and that
+    // it lies in the source.
     unsafe {
         std::ptr::copy_nonoverlapping(
             std::ptr::with_exposed_provenance::<u8>(low),
