@@ -18,6 +18,8 @@ pub mod plan;
 pub mod policy;
 pub mod relocate;
 pub mod segment;
+#[cfg(any(test, feature = "model"))]
+pub mod specimen;
 pub mod steps;
 pub mod tamper;
 pub mod walk;

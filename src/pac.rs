@@ -13,6 +13,7 @@
 
 #[cfg(cfi_stack_native)]
 pub mod hardware;
+#[cfg(any(test, feature = "model"))]
 pub mod model;
 
 use crate::plan::Rebinding;
@@ -116,7 +117,7 @@ pub struct Tampered {
     pub slot: usize,
 }
 
-/// The two verbs. Implemented by the CPU ([`hardware::Hardware`]) and by the software model ([`model::Model`]).
+/// The two verbs. Implemented by the CPU ([`hardware::Hardware`]) and, under cargo feature `model`, by the software model.
 pub trait Signer {
     /// Whether a return address signed with `signing` is really checked here. A frame for which this says no,
     /// among frames for which it says yes, is refused.

@@ -83,6 +83,13 @@ impl Plan {
         &mut self.rebindings
     }
 
+    /// Every word of the plan, as an attacker finds them in memory.
+    #[cfg(any(test, feature = "model"))]
+    pub(crate) fn exposed(&mut self) -> Exposed<'_> {
+        let Plan { rebindings, pointers, low, native_fp } = self;
+        Exposed { rebindings, pointers, low, native_fp }
+    }
+
     /// Slots that hold pointers into the stack.
     pub(crate) fn pointers(&self) -> &[usize] {
         &self.pointers
@@ -120,6 +127,15 @@ impl Plan {
         }
         Ok(low)
     }
+}
+
+/// A plan to be tampered with.
+#[cfg(any(test, feature = "model"))]
+pub(crate) struct Exposed<'a> {
+    pub rebindings: &'a mut [Rebinding],
+    pub pointers: &'a mut [usize],
+    pub low: &'a mut usize,
+    pub native_fp: &'a mut u64,
 }
 
 fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), Refusal> {
