@@ -184,7 +184,7 @@ mod tests {
         assert!(refused(map.function(at(usize::MAX - 7), 16, LAYOUT)).contains("wraps"));
         assert!(refused(map.function(at(0x1000), 16, FrameLayout { frame_bytes: 8, ..LAYOUT })).contains("multiple"));
         assert!(
-            refused(map.function(at(0x1000), 16, FrameLayout { frame_bytes: u32::MAX & !15, ..LAYOUT }))
+            refused(map.function(at(0x1000), 16, FrameLayout { frame_bytes: LARGEST_FRAME + 16, ..LAYOUT }))
                 .contains("2 GiB")
         );
         assert_eq!(map.function(at(0x1000), 0x100, LAYOUT), Ok(()));

@@ -31,6 +31,9 @@ pub unsafe fn relocate<S: Signer>(
     shadow: Option<&[u64]>,
 ) -> Result<usize, Refusal> {
     let low = plan.fits(source, destination, spare)?;
+    if shadow.is_some_and(|shadow| shadow.len() != plan.rebindings().len()) {
+        return Err(Tampered { evidence: "the plan and the shadow stack count different frames", slot: low }.into());
+    }
     let bytes = source.top.wrapping_sub(low);
     if bytes > destination.size() {
         return Err(Tampered { evidence: "a segment record changed during the move", slot: low }.into());

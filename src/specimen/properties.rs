@@ -211,12 +211,12 @@ fn a_corrupted_shadow_entry_is_refused() {
 
 #[test]
 fn a_shadow_stack_of_another_length_is_refused() {
-    fn property(mut design: Design, longer: bool) {
+    fn property(mut design: Design, early: Early, longer: bool) {
         design.shadow = true;
-        let outcome = tampered_with(&design, |_| (Moment::Begun, Write::ShadowLength(longer)));
+        let outcome = tampered_with(&design, |_| (early.0, Write::ShadowLength(longer)));
         assert!(matches!(outcome.refused(), Refusal::Tampered(_)));
     }
-    check(500, property as fn(Design, bool));
+    check(500, property as fn(Design, Early, bool));
 }
 
 #[test]
