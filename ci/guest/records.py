@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Reads what a guest's first process sends (ci/guest/init.c says how) and gives it out as the program's own output.
 
-    records.py LOG FINISHED < MACHINE-OUTPUT
+    records.py LOG FINISHED [each] < MACHINE-OUTPUT
 
-Standard output and standard error of the program come out on their own streams; whatever else the machine said goes to
-LOG. Ends with the program's exit status, with 128 + N when it died of signal N, and with 99 when the machine ended first;
-the file FINISHED is made unless it did.
+Standard output and standard error of the programs come out on their own streams; whatever else the machine said goes to
+LOG. Ends with the exit status of the first program that failed, 128 + N when it died of signal N, and with 99 when the machine ended first;
+the file FINISHED is made unless it did. With `each`, every program's status follows its output as a line "=== STATUS".
 """
 import os
 import signal
@@ -51,7 +51,7 @@ def write_all(descriptor, data):
 
 
 def main():
-    status = MACHINE_FAILED
+    overall = 0
     finished = False
     with open(sys.argv[1], "wb") as log:
         for kind, data in records(0, log):
@@ -59,16 +59,17 @@ def main():
                 write_all(1, data)
             elif kind == "e":
                 write_all(2, data)
-            elif kind == "x":
-                status = int(data)
-            elif kind == "s":
-                status = 128 + int(data)
+            elif kind in "xs":
+                status = int(data) + (128 if kind == "s" else 0)
+                overall = overall or status
+                if "each" in sys.argv[3:]:
+                    write_all(1, b"=== %d\n" % status)
             elif kind == "b":
                 log.write(b"the first process began %s s after the kernel\n" % data)
             elif kind == "q":
                 finished = True
                 open(sys.argv[2], "wb").close()
-    sys.exit(status if finished else MACHINE_FAILED)
+    sys.exit(overall if finished else MACHINE_FAILED)
 
 
 try:

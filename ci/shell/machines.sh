@@ -1,7 +1,10 @@
 # The machines that ci/on runs a program on. Sourced after places.sh and classes.sh, with a class loaded.
 #
-# Each run_on_MACHINE takes the program and its arguments, and ends with the program's exit status, 128 + N when it died of
-# signal N, 124 when its time was up, 99 when the machine itself failed. `shipped` lists what --with named, `limit` the seconds.
+# $work/commands says what to run, as a sequence of strings that are each closed by a zero byte: A<word> for every word of a
+# command, R at its end (the form that ci/guest/init.c reads). Each run_on_MACHINE runs the commands in turn and ends with
+# the status of the first that failed, 0 if none did: its own, 128 + N when it died of signal N, 124 when its time was up, 99 when the machine itself failed.
+# Where `each` is set, every command's status follows its output as a line "=== STATUS".
+# `shipped` lists what --with named, `limit` the seconds.
 
 MACHINE_FAILED=99
 TIME_IS_UP=124
@@ -20,30 +23,62 @@ within_limit() {
     return "$status"
 }
 
-run_on_native() {
+# run_commands PREFIX…: runs the commands on this machine, each with PREFIX before it.
+run_commands() {
+    local word words=() status overall=0
     ulimit -c 0
-    within_limit "$@"
+    while IFS= read -r -d '' word <&4; do
+        case $word in
+            A*) words+=("${word#A}") ;;
+            R)
+                status=0
+                within_limit "$@" "${words[@]}" || status=$?
+                if [ -n "$each" ]; then echo "=== $status"; fi
+                explain_status "${words[0]}" "$status"
+                [ "$overall" != 0 ] || overall=$status
+                words=()
+                ;;
+        esac
+    done 4<"$work/commands"
+    return "$overall"
 }
+
+run_on_native() { run_commands; }
 
 run_on_user() {
-    ulimit -c 0
-    within_limit "$EMULATORS/qemu-user/qemu-aarch64" -cpu "$model" ${CFI_STACK_SEED:+-seed "$CFI_STACK_SEED"} \
-        -L /usr/aarch64-linux-gnu "$@"
+    run_commands "$EMULATORS/qemu-user/qemu-aarch64" -cpu "$model" ${CFI_STACK_SEED:+-seed "$CFI_STACK_SEED"} -L /usr/aarch64-linux-gnu
 }
 
-# pack_guest INIT STRIP PROGRAM ARGUMENTS…: writes $work/initrd: the first process, the program, the files it needs, its command.
+# explain_status PROGRAM STATUS: a word on stderr for an end that the program cannot have explained itself.
+explain_status() {
+    case $2 in
+        "$TIME_IS_UP") say "$(basename "$1") did not end on $class within $limit s (CFI_STACK_TIMEOUT sets the limit)" ;;
+        129 | 13[0-9] | 14[0-9] | 15[0-9])
+            say "$(basename "$1") died of signal $(($2 - 128)) (SIG$(kill -l $(($2 - 128)))) on $class" ;;
+    esac
+}
+
+# pack_guest INIT STRIP: writes $work/initrd: the first process, the commands, their programs and the files they name.
 pack_guest() {
-    local init=$1 strip=$2 program argument name
-    shift 2
-    program=$(realpath -s "$1")
-    shift
-    local files=("/init=$init")
-    "$strip" --strip-debug "$program" "$work/program" 2>/dev/null || cp "$program" "$work/program"
-    chmod 755 "$work/program"
-    files+=("$program=$work/program")
-    for argument in "$@"; do
-        if [ -f "$argument" ]; then files+=("$(realpath -s -- "$argument")=$argument"); fi
-    done
+    local init=$1 strip=$2 word name path first=1
+    local files=("/init=$init" "/command=$work/guest-commands")
+    declare -A packed=()
+    while IFS= read -r -d '' word; do
+        name=${word#A}
+        if [ "$word" = R ]; then first=1; continue; fi
+        if [ -f "$name" ]; then
+            path=$(realpath -s -- "$name")
+            if [ -z "${packed[$path]:-}" ]; then
+                packed[$path]=1
+                if [ -n "$first" ] && "$strip" --strip-debug "$path" "$work/program-${#packed[@]}" 2>/dev/null; then
+                    files+=("$path=$work/program-${#packed[@]}")
+                else
+                    files+=("$path=$path")
+                fi
+            fi
+        fi
+        first=
+    done <"$work/commands"
     for name in ${shipped[@]+"${shipped[@]}"}; do files+=("$(realpath -s -- "$name")=$name"); done
     {
         printf 'D%s\0' "$PWD"
@@ -51,23 +86,26 @@ pack_guest() {
         for name in $(tr "," " " <<<"${CFI_STACK_ENV:-}"); do
             if [ -n "${!name+set}" ]; then printf 'V%s=%s\0' "$name" "${!name}"; fi
         done
-        printf 'A%s\0' "$program" "$@"
-        printf 'R\0'
-    } >"$work/command"
-    mkdir -p "$work/here"
-    files+=("/command=$work/command" "$PWD=$work/here")
-    "$PYTHON" "$CI/guest/initramfs.py" "$work/initrd" "${files[@]}"
+        cat "$work/commands"
+    } >"$work/guest-commands"
+    mkdir -p "$work/empty"
+    "$PYTHON" "$CI/guest/initramfs.py" "$work/initrd" "$PWD=$work/empty" "${files[@]}"
 }
 
-# read_guest: gives out the program's output from the machine's on stdin.
-read_guest() { "$PYTHON" "$CI/guest/records.py" "$work/log" "$work/finished"; }
+# read_guest: gives out the programs' output from the machine's on stdin.
+read_guest() { "$PYTHON" "$CI/guest/records.py" "$work/log" "$work/finished" $each; }
 
 # guest_verdict MACHINE-STATUS READER-STATUS: the status of the whole run, with a word on a machine that failed.
 guest_verdict() {
-    if [ "$2" != "$MACHINE_FAILED" ]; then return "$2"; fi
-    if [ "$1" = "$TIME_IS_UP" ] || [ "$1" = 137 ]; then return "$TIME_IS_UP"; fi
-    # A program may itself end with 99: then the machine has said its last word too.
-    if [ -e "$work/finished" ]; then return "$2"; fi
+    # A program may itself end with 99: only a machine that did not finish has failed.
+    if [ -e "$work/finished" ]; then
+        explain_status "$program" "$2"
+        return "$2"
+    fi
+    if [ "$1" = "$TIME_IS_UP" ] || [ "$1" = 137 ]; then
+        explain_status "$program" "$TIME_IS_UP"
+        return "$TIME_IS_UP"
+    fi
     say "the machine of $class failed (its own status: $1). The end of what it said:"
     tail -n 25 "$work/log" "$work"/machine.* 2>/dev/null | tr -d '\r' | sed 's/^/    /' >&2
     return "$MACHINE_FAILED"
@@ -75,7 +113,7 @@ guest_verdict() {
 
 run_on_system() {
     local status=(0 0)
-    pack_guest "$EMULATORS/arm64-guest/init" aarch64-linux-gnu-objcopy "$@"
+    pack_guest "$EMULATORS/arm64-guest/init" aarch64-linux-gnu-objcopy
     set +e
     within_limit "$EMULATORS/qemu-system/qemu-system-aarch64" -M virt -cpu "$model" -m 1024 -smp "${CFI_STACK_CPUS:-2}" \
         ${CFI_STACK_SEED:+-seed "$CFI_STACK_SEED"} \
@@ -88,7 +126,7 @@ run_on_system() {
 
 run_on_bochs() {
     local status=(0 0) memory=256
-    pack_guest "$EMULATORS/x86-guest/init" objcopy "$@"
+    pack_guest "$EMULATORS/x86-guest/init" objcopy
     "$PYTHON" "$CI/guest/boot-params.py" "$work/boot-params" "$EMULATORS/x86-kernel/entry" "$work/initrd" "$memory" \
         "console=ttyS0,115200 quiet panic=-1 nokaslr acpi=off pci=off mitigations=off tsc=reliable tsc_early_khz=200000 cryptomgr.notests initcall_blacklist=load_system_certificate_list ${kernel_words//,/ } ${CFI_STACK_KERNEL:-}"
     # The clock of the guest counts instructions: ips and tsc_early_khz belong together.

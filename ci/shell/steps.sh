@@ -23,15 +23,11 @@ builds_of_step() {
 }
 
 step_lib() {
-    local executables program failed=0
-    executables=$("$CI/cargo" "$isa" test --no-run -p cfi-stack --lib --tests --all-features --message-format=json |
+    local programs
+    programs=$("$CI/cargo" "$isa" test --no-run -p cfi-stack --lib --tests --all-features --message-format=json |
         sed -n 's/.*"reason":"compiler-artifact".*"executable":"\([^"]*\)".*/\1/p')
-    [ -n "$executables" ] || { echo "cargo built no test program"; return 1; }
-    for program in $executables; do
-        echo "--- $(basename "$program")"
-        "$CI/on" "$class" "$program" || failed=1
-    done
-    return "$failed"
+    [ -n "$programs" ] || { echo "cargo built no test program"; return 1; }
+    "$CI/on" --script <(echo "$programs") "$class"
 }
 
 step_doc() { "$CI/cargo" "$isa" test --doc -p cfi-stack --all-features; }
