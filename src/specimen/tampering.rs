@@ -5,7 +5,8 @@
 //! - Nothing but the attacker writes the source.
 //! - Before all frames are walked and authenticated nothing writes the destination; nothing ever writes it outside the moved span.
 //! - A move that is accepted leaves, in the destination, the frames that the walk saw: a walk there sees the same, moved by
-//!   one delta. Where the attacker rewrote the plan, that walk may refuse instead (the run ends there), but never sees other frames.
+//!   one delta. Where the attacker rewrote the plan, or the shadow stack behind the walk's back, that walk may refuse instead
+//!   (the run ends there), but never sees other frames.
 //! - Every word of the span is the source's, but for return addresses (re-signed), saved frame pointers and the
 //!   slots that the code map names (rebased by delta when they point into the source).
 
@@ -103,7 +104,8 @@ impl Tampering {
         Tampering { moment, write }
     }
 
-    fn rewrites_plan(&self) -> bool {
+    /// Whether the move acts on words that the walk did not see: the plan's, or the shadow stack's at a later moment.
+    fn misleads(&self) -> bool {
         match self.write {
             Write::Slot(..)
             | Write::Pc(..)
@@ -111,9 +113,8 @@ impl Tampering {
             | Write::Pointer(..)
             | Write::Low(..)
             | Write::NativeFp(..) => true,
-            Write::Word(..) | Write::Copy { .. } | Write::Raw { .. } | Write::Shadow(..) | Write::ShadowLength(..) => {
-                false
-            }
+            Write::Shadow(..) | Write::ShadowLength(..) => self.moment != Moment::Begun,
+            Write::Word(..) | Write::Copy { .. } | Write::Raw { .. } => false,
         }
     }
 }
@@ -176,8 +177,8 @@ impl Specimen {
         }
         let outcome = self.ended(walked, moved);
         if let (Ok(frames), Ok(moved)) = (&outcome.walked, &outcome.moved) {
-            let rewritten = tampering.iter().any(|tampering| tampering.rewrites_plan());
-            self.check_moved(frames, *moved, &planned, &outcome.destination, rewritten);
+            let misled = tampering.iter().any(Tampering::misleads);
+            self.check_moved(frames, *moved, &planned, &outcome.destination, misled);
         }
         outcome
     }
@@ -195,15 +196,15 @@ impl Specimen {
         Outcome { walked, moved, destination }
     }
 
-    fn check_moved(&self, frames: &[Seen], moved: usize, planned: &[u64], destination: &[u64], rewritten: bool) {
+    fn check_moved(&self, frames: &[Seen], moved: usize, planned: &[u64], destination: &[u64], misled: bool) {
         let delta = self.delta();
         assert_eq!(moved, self.youngest.wrapping_add(delta), "the youngest record is not where it should be");
         let expected: Vec<Seen> = frames.iter().map(|frame| frame.moved(delta)).collect();
         match self.walk(&self.destination, moved) {
             Ok(seen) => assert_eq!(seen, expected, "the moved frames are others"),
-            Err(refusal) => assert!(rewritten, "the moved frames are refused: {refusal:?}"),
+            Err(refusal) => assert!(misled, "the moved frames are refused: {refusal:?}"),
         }
-        if rewritten {
+        if misled {
             return;
         }
         let mut words = planned.to_vec();

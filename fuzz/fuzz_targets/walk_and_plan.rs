@@ -1,0 +1,53 @@
+//! Walker, planner and relocation over specimens: the input decides a stack, a code map that may lie about it, and what an
+//! attacker writes when. [`Specimen::migrate`] panics when a law is broken; what oversteps a segment, AddressSanitizer sees.
+//!
+//! Nothing is asked of an input: decisions that it has no bytes left for are all 0.
+
+#![no_main]
+
+use cfi_stack::pac::Signing;
+use cfi_stack::specimen::tampering::Tampering;
+use cfi_stack::specimen::{Design, Function, Specimen};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let mut bytes = data.iter().copied();
+    // No more bytes than the choice needs, so that most of an input's changes are changes of meaning.
+    let mut pick = |n: u64| {
+        let needed = (u64::BITS - (n - 1).leading_zeros()).div_ceil(8);
+        let number = (0..needed).fold(0_u64, |number, _| number << 8 | u64::from(bytes.next().unwrap_or(0)));
+        number % n
+    };
+    let lies = pick(4) == 0;
+    let count = pick(8);
+    let tampering: Vec<Tampering> = (0..count).map(|_| Tampering::choose(&mut pick)).collect();
+    let design = Design::choose(&mut pick);
+    let mut specimen = Specimen::make(&design).expect("a chosen design is a possible one");
+    if lies {
+        let mut other = design.clone();
+        for function in &mut other.functions {
+            lie(&mut pick, function);
+        }
+        match other.table() {
+            Ok(table) => specimen.describe(table),
+            // A layout that cannot be is refused at registration; there is nothing to walk with then.
+            Err(_) => return,
+        }
+    }
+    let spare = design.room.saturating_add_signed(pick(64) as isize - 48);
+    specimen.migrate(spare, &tampering);
+});
+
+/// Describes a function as what it is not.
+fn lie(pick: &mut dyn FnMut(u64) -> u64, function: &mut Function) {
+    match pick(8) {
+        0 => function.layout.frame_bytes ^= 1 << pick(32),
+        1 => function.layout.signing = [Signing::None, Signing::A, Signing::B][pick(3) as usize],
+        2 => function.layout.movable = false,
+        3 => function.len += pick(16) as usize * 4,
+        4 => function.gap += pick(16) as usize * 4,
+        5 => function.sites.iter_mut().for_each(|site| site.slots = vec![-8 * (pick(16) as i32 + 1)]),
+        6 => function.sites.truncate(pick(4) as usize),
+        _ => {}
+    }
+}
