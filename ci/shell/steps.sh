@@ -70,7 +70,7 @@ step_assemble() {
         object=$(mktemp)
         "$clang/clang" -target arm64e-apple-macos14 -Wall -Werror -c -I asm -o "$object" "$source"
         "$clang/llvm-readobj" --file-headers "$object" | grep -q 'CpuSubType: CPU_SUBTYPE_ARM64E' || { echo "$source: the object is not arm64e"; return 1; }
-        "$clang/llvm-objdump" -d "$object" | grep -q 'pacib' || { echo "$source: nothing in the object signs"; return 1; }
+        "$clang/llvm-objdump" -d "$object" | grep -c 'pacib' >/dev/null || { echo "$source: nothing in the object signs"; return 1; }
         rm "$object"
         echo "$source assembles for Mach-O arm64e"
     done
