@@ -121,48 +121,45 @@ FUNC managed_big_frame
         .cfi_endproc
 END managed_big_frame
 
-/* u64 managed_registers(act, unused, unused, u64 block[48 .. 96]): as in managed-x86_64.S; block holds x1-x15 in
-   words 0-15 and q0-q31 from word 16; the registers are stored behind 80 words. frame_bytes = 16. */
+/*
+ * u64 managed_registers(act, unused, unused, u64 block[192]): as in managed-x86_64.S. Words 0-15 of block are x0-x15 (0 and 1
+ * are not read), 16-79 q0-q31, 80-90 x18-x28; stored 96 words behind. frame_bytes = 128.
+ */
 FUNC managed_registers
-        PROLOGUE a, 32
+        PROLOGUE a, 128
         str     x3, [sp]
-        str     x0, [sp, #16]
-        mov     x9, x3
-        add     x9, x9, #128
-        .irp n, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-        ldp     q\n, q31, [x9], #32
+        stp     x19, x20, [sp, #16]
+        stp     x21, x22, [sp, #32]
+        stp     x23, x24, [sp, #48]
+        stp     x25, x26, [sp, #64]
+        stp     x27, x28, [sp, #80]
+        stp     d8, d9, [sp, #96]
+        stp     x18, xzr, [sp, #112]
+        /* d10-d15 are the caller's too: enter keeps them. */
+        mov     x16, x3
+        add     x17, x16, #128
+        .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+        ldr     q\n, [x17], #16
         .endr
-        sub     x9, x9, #512
-        ldr     q1, [x9, #16]
-        ldr     q3, [x9, #48]
-        ldr     q5, [x9, #80]
-        ldr     q7, [x9, #112]
-        ldr     q9, [x9, #144]
-        ldr     q11, [x9, #176]
-        ldr     q13, [x9, #208]
-        ldr     q15, [x9, #240]
-        ldr     q17, [x9, #272]
-        ldr     q19, [x9, #304]
-        ldr     q21, [x9, #336]
-        ldr     q23, [x9, #368]
-        ldr     q25, [x9, #400]
-        ldr     q27, [x9, #432]
-        ldr     q29, [x9, #464]
-        ldr     q31, [x9, #496]
-        sub     x9, x9, #128
-        ldp     x2, x3, [x9, #16]
-        ldp     x4, x5, [x9, #32]
-        ldp     x6, x7, [x9, #48]
-        ldp     x10, x11, [x9, #80]
-        ldp     x12, x13, [x9, #96]
-        ldp     x14, x15, [x9, #112]
-        ldr     x8, [x9, #64]
-        ldr     x9, [x9, #72]
+        ldp     x18, x19, [x17]
+        ldp     x20, x21, [x17, #16]
+        ldp     x22, x23, [x17, #32]
+        ldp     x24, x25, [x17, #48]
+        ldp     x26, x27, [x17, #64]
+        ldr     x28, [x17, #80]
+        ldp     x2, x3, [x16, #16]
+        ldp     x4, x5, [x16, #32]
+        ldp     x6, x7, [x16, #48]
+        ldp     x8, x9, [x16, #64]
+        ldp     x10, x11, [x16, #80]
+        ldp     x12, x13, [x16, #96]
+        ldp     x14, x15, [x16, #112]
         mov     x1, #16384
         STUB    x16, 0
         blr     x16
         ldr     x16, [sp]
-        add     x16, x16, #640
+        add     x16, x16, #768
+        stp     x0, x1, [x16]
         stp     x2, x3, [x16, #16]
         stp     x4, x5, [x16, #32]
         stp     x6, x7, [x16, #48]
@@ -170,13 +167,23 @@ FUNC managed_registers
         stp     x10, x11, [x16, #80]
         stp     x12, x13, [x16, #96]
         stp     x14, x15, [x16, #112]
-        ldr     x17, [sp, #16]
-        sub     x17, x0, x17            /* 0: act as it was */
-        stp     x17, x1, [x16]
-        add     x16, x16, #128
+        add     x17, x16, #128
         .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
-        str     q\n, [x16], #16
+        str     q\n, [x17], #16
         .endr
+        stp     x18, x19, [x17]
+        stp     x20, x21, [x17, #16]
+        stp     x22, x23, [x17, #32]
+        stp     x24, x25, [x17, #48]
+        stp     x26, x27, [x17, #64]
+        str     x28, [x17, #80]
+        ldp     x19, x20, [sp, #16]
+        ldp     x21, x22, [sp, #32]
+        ldp     x23, x24, [sp, #48]
+        ldp     x25, x26, [sp, #64]
+        ldp     x27, x28, [sp, #80]
+        ldp     d8, d9, [sp, #96]
+        ldr     x18, [sp, #112]
         mov     x0, #0
         EPILOGUE a
         .cfi_endproc
@@ -206,6 +213,48 @@ FUNC managed_spin
         EPILOGUE a
         .cfi_endproc
 END managed_spin
+
+/* u64 managed_fault(act, n, address, kind): as in managed-x86_64.S. frame_bytes = 32. */
+FUNC managed_fault
+        PROLOGUE a, 32
+        CHECK
+        cbz     x1, 2f
+        sub     x1, x1, #1
+        bl      managed_fault
+        b       4f
+2:      cbnz    x3, 5f
+        ldr     x0, [x2]
+4:      EPILOGUE a
+5:      udf     #0
+        .cfi_endproc
+END managed_fault
+
+/* managed_edge(act, above, target, reserve): as in managed-x86_64.S. */
+FUNC managed_edge
+        PROLOGUE a, 16
+        ldr     x9, [x0]
+        sub     x9, x9, x3
+        add     x9, x9, x1
+        mov     sp, x9
+        mov     x1, #0
+        blr     x2
+        brk     #0
+        .cfi_endproc
+END managed_edge
+
+/* u64 managed_edge_spin(act, above, word, reserve): as in managed-x86_64.S. */
+FUNC managed_edge_spin
+        PROLOGUE a, 16
+        ldr     x9, [x0]
+        sub     x9, x9, x3
+        add     x9, x9, x1
+        mov     sp, x9
+1:      yield
+        ldr     x0, [x2]
+        cbz     x0, 1b
+        EPILOGUE a
+        .cfi_endproc
+END managed_edge_spin
 
         .section .note.gnu.property, "a", @note
         .balign 8

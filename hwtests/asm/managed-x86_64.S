@@ -98,8 +98,9 @@ FUNC managed_big_frame
 END managed_big_frame
 
 /*
- * u64 managed_registers(act, unused, unused, u64 block[48]): loads every register that grow must keep from block,
- * calls grow, stores them behind. Returns 0. frame_bytes = 64.
+ * u64 managed_registers(act, unused, unused, u64 block[96]): loads every register that grow must keep from block, calls
+ * grow(act, 16384), stores them 48 words behind: general ones in words 0-11, then rdi and rsi in 12 and 13; xmm0-15 from
+ * word 16. Returns 0. frame_bytes = 64.
  */
 FUNC managed_registers
         .cfi_startproc
@@ -150,6 +151,8 @@ FUNC managed_registers
         mov     %r15, 80(%rax)
         mov     48(%rsp), %rcx
         mov     %rcx, 88(%rax)
+        mov     %rdi, 96(%rax)
+        mov     %rsi, 104(%rax)
         .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
         movups  %xmm\n, (128 + \n * 16)(%rax)
         .endr
@@ -213,6 +216,91 @@ FUNC managed_spin
         ret
         .cfi_endproc
 END managed_spin
+
+/*
+ * u64 managed_fault(act, n, address, kind): n calls deep, then a fault: kind 0 loads from address, 1 executes an undefined
+ * instruction. Returns what it loaded. frame_bytes = 16.
+ */
+FUNC managed_fault
+        .cfi_startproc
+        endbr64
+        push    %rbp
+        .cfi_def_cfa_offset 16
+        .cfi_offset %rbp, -16
+        mov     %rsp, %rbp
+        .cfi_def_cfa_register %rbp
+        sub     $16, %rsp
+        cmp     (%rdi), %rsp
+        jb      3f
+1:      test    %rsi, %rsi
+        jz      2f
+        dec     %rsi
+        call    managed_fault
+        jmp     4f
+2:      test    %rcx, %rcx
+        jnz     5f
+        mov     (%rdx), %rax
+4:      leave
+        .cfi_remember_state
+        .cfi_def_cfa %rsp, 8
+        ret
+        .cfi_restore_state
+3:      mov     %rsi, -8(%rbp)
+        xor     %esi, %esi
+        call    *managed_stubs(%rip)
+        mov     -8(%rbp), %rsi
+        jmp     1b
+5:      ud2
+        .cfi_endproc
+END managed_fault
+
+/*
+ * managed_edge(act, above, target, reserve): puts the stack pointer `above` bytes above the segment's base, which is the
+ * limit word less the reserve, and calls target(act, 0). frame_bytes = 16, of no interest: target must not return.
+ */
+FUNC managed_edge
+        .cfi_startproc
+        endbr64
+        push    %rbp
+        .cfi_def_cfa_offset 16
+        .cfi_offset %rbp, -16
+        mov     %rsp, %rbp
+        .cfi_def_cfa_register %rbp
+        mov     (%rdi), %rax
+        sub     %rcx, %rax
+        add     %rsi, %rax
+        mov     %rax, %rsp
+        xor     %esi, %esi
+        call    *%rdx
+        ud2
+        .cfi_endproc
+END managed_edge
+
+/*
+ * u64 managed_edge_spin(act, above, word, reserve): puts the stack pointer there too and loops until *word is not 0.
+ * Returns *word. frame_bytes = 16: it calls nothing.
+ */
+FUNC managed_edge_spin
+        .cfi_startproc
+        endbr64
+        push    %rbp
+        .cfi_def_cfa_offset 16
+        .cfi_offset %rbp, -16
+        mov     %rsp, %rbp
+        .cfi_def_cfa_register %rbp
+        mov     (%rdi), %rax
+        sub     %rcx, %rax
+        add     %rsi, %rax
+        mov     %rax, %rsp
+1:      pause
+        mov     (%rdx), %rax
+        test    %rax, %rax
+        jz      1b
+        leave
+        .cfi_def_cfa %rsp, 8
+        ret
+        .cfi_endproc
+END managed_edge_spin
 
         .section .note.gnu.property, "a", @note
         .balign 8

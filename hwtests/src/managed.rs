@@ -64,7 +64,7 @@ pub fn big_frame() -> Function {
 
 /// Grows with every register full.
 pub fn registers() -> Function {
-    function!(managed_registers, managed_registers_end, 64, 32, Signing::A)
+    function!(managed_registers, managed_registers_end, 64, 128, Signing::A)
 }
 
 /// Leaves from `n` calls deep.
@@ -75,6 +75,36 @@ pub fn leave() -> Function {
 /// Spins until told.
 pub fn spin() -> Function {
     function!(managed_spin, managed_spin_end, 16, 16, Signing::A)
+}
+
+/// Faults from `n` calls deep.
+pub fn fault() -> Function {
+    function!(managed_fault, managed_fault_end, 16, 32, Signing::A)
+}
+
+/// Calls a stub with the stack pointer just above the segment's base.
+pub fn edge() -> Function {
+    function!(managed_edge, managed_edge_end, 16, 16, Signing::A)
+}
+
+/// Spins there.
+pub fn edge_spin() -> Function {
+    function!(managed_edge_spin, managed_edge_spin_end, 16, 16, Signing::A)
+}
+
+/// Where `recurse_a` goes on after its recursive call.
+pub fn recurse_a_site() -> RawPc {
+    site!(managed_recurse_a_site)
+}
+
+/// The two recursions with the key that each signs with; one of them on x86-64, where nothing is signed.
+pub fn recursions() -> Vec<(Function, &'static str)> {
+    if ARM { vec![(recurse_a(), "key A"), (recurse_b(), "key B")] } else { vec![(recurse_a(), "unsigned")] }
+}
+
+/// Behind the call in the library's `enter`: what the oldest managed frame returns to.
+pub fn entry_return() -> RawPc {
+    site!(cfi_stack_entry_return)
 }
 
 /// What `recurse` returns from `n` calls deep when its native function returns 0.
@@ -102,22 +132,28 @@ pub fn describe(map: &mut Registration, function: Function) {
     map.function(function.start, len, layout).expect("a hand-made function is a possible one");
 }
 
-/// Registers all hand-made functions.
-pub fn register() -> Registered {
+/// A registration of all hand-made functions, not published yet; `change` may tell lies about one.
+pub fn registration(change: impl Fn(Function) -> Function) -> Registration {
     link();
     let mut map = Registration::new();
-    let mut functions = vec![recurse_a(), big_frame(), registers(), leave(), spin()];
-    let mut sites = vec![site!(managed_recurse_a_site), site!(managed_recurse_a_exit_site)];
+    let mut functions = vec![recurse_a(), big_frame(), registers(), leave(), spin(), fault(), edge(), edge_spin()];
+    #[cfg_attr(not(target_arch = "aarch64"), expect(unused_mut, reason = "more of them on arm64"))]
+    let mut sites = vec![recurse_a_site(), site!(managed_recurse_a_exit_site)];
     if ARM {
         functions.push(recurse_b());
         #[cfg(target_arch = "aarch64")]
         sites.extend([site!(managed_recurse_b_site), site!(managed_recurse_b_exit_site)]);
     }
     for function in functions {
-        describe(&mut map, function);
+        describe(&mut map, change(function));
     }
-    for site in sites.drain(..) {
+    for site in sites {
         map.safepoint(site, &[-24]).expect("the slot lies in the frame");
     }
-    map.publish().expect("nothing is registered yet")
+    map
+}
+
+/// Registers all hand-made functions.
+pub fn register() -> Registered {
+    registration(|function| function).publish().expect("nothing is registered yet")
 }

@@ -1,0 +1,211 @@
+//! A49: the plan and the segments' records are rewritten while a migration works with them.
+//!
+//! What is expected follows from who looks at the word next:
+//! - Before the frame pointers are put right (`Planned`, `Copied`), `rebase` meets a moved slot first and sees that the frame chain
+//!   is not the planned one.
+//! - After it (`Rebased`), the stub bounds the slot by the sealed records, authenticates what lies there under the CFA
+//!   that the slot implies, and compares with the planned address. A slot of another frame is re-bound for that frame; the one left out
+//!   keeps its old signature, and its return fails.
+//! - A rewritten record does not hold its seal: `brk #0xc474`, with FPAC too, because a seal is compared, not authenticated.
+//!   Where nothing seals, the stub and the frame chain bound what can be reached.
+
+use crate::attack::{Found, corrupt, frames, under_attack};
+use crate::child::{Verdict, page, run};
+use crate::class::{Class, Column, Feature};
+use crate::cpu;
+use crate::managed::{self, Function};
+use crate::memory::peek;
+use crate::outcome::{Code, Report};
+use crate::tally::Tally;
+use cfi_stack::pac::{RawPc, Signing};
+use cfi_stack::plan::Rebinding;
+use cfi_stack::steps::{Step, StepInfo};
+use std::sync::atomic::Ordering::Relaxed;
+
+/// The entry that is rewritten, and another.
+const VICTIM: usize = 5;
+const OTHER: usize = 9;
+
+type Rewrite = fn(&mut [Rebinding], &[Found]);
+
+struct EntryAttack {
+    what: &'static str,
+    rewrite: Rewrite,
+    /// At `Planned` and `Copied`.
+    before_rebase: Expected,
+    /// At `Rebased`.
+    after_rebase: Expected,
+}
+
+#[derive(Clone, Copy)]
+struct Expected {
+    pac: End,
+    gcs: End,
+    /// Where nothing is signed.
+    unsigned: End,
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Code(Code),
+    /// P in the stub.
+    InStub,
+    /// P in the victim's compiled return; C when its old signature happens to fit its new place.
+    AtReturn,
+}
+
+const fn same(code: Code) -> Expected {
+    Expected { pac: End::Code(code), gcs: End::Code(code), unsigned: End::Code(code) }
+}
+
+const fn signed(signed: End, unsigned: Code) -> Expected {
+    Expected { pac: signed, gcs: signed, unsigned: End::Code(unsigned) }
+}
+
+const ENTRIES: [EntryAttack; 10] = [
+    EntryAttack {
+        what: "slot of another frame",
+        rewrite: |plan, _| plan[VICTIM].slot = plan[OTHER].slot,
+        before_rebase: same(Code::K),
+        after_rebase: signed(End::AtReturn, Code::C),
+    },
+    EntryAttack {
+        what: "two entries swapped",
+        rewrite: |plan, _| plan.swap(VICTIM, OTHER),
+        before_rebase: same(Code::K),
+        after_rebase: same(Code::C),
+    },
+    EntryAttack {
+        what: "slot below the span",
+        rewrite: |plan, frames| plan[VICTIM].slot = frames[0].record - 8,
+        before_rebase: same(Code::K),
+        after_rebase: same(Code::K),
+    },
+    EntryAttack {
+        what: "slot past the top",
+        rewrite: |plan, frames| plan[VICTIM].slot = frames[frames.len() - 1].record + 16,
+        before_rebase: same(Code::K),
+        after_rebase: same(Code::K),
+    },
+    EntryAttack {
+        what: "slot misaligned",
+        rewrite: |plan, _| plan[VICTIM].slot += 4,
+        before_rebase: same(Code::K),
+        after_rebase: same(Code::K),
+    },
+    EntryAttack {
+        what: "another pc",
+        rewrite: |plan, _| plan[VICTIM].pc = RawPc::new(crate::attack::zero_address()),
+        before_rebase: same(Code::K),
+        after_rebase: same(Code::K),
+    },
+    EntryAttack {
+        what: "the other key",
+        rewrite: |plan, _| plan[VICTIM].signing ^= Signing::A as u64 ^ Signing::B as u64,
+        before_rebase: signed(End::InStub, Code::C),
+        after_rebase: signed(End::InStub, Code::C),
+    },
+    EntryAttack {
+        what: "no key",
+        rewrite: |plan, _| plan[VICTIM].signing = Signing::None as u64,
+        before_rebase: signed(End::Code(Code::K), Code::C),
+        after_rebase: signed(End::Code(Code::K), Code::C),
+    },
+    EntryAttack {
+        what: "no key and the signed word as pc",
+        rewrite: |plan, frames| {
+            plan[VICTIM].signing = Signing::None as u64;
+            plan[VICTIM].pc = RawPc::new(frames[VICTIM].word as usize);
+        },
+        // An unsigned entry takes no word of the shadow stack, so the ones behind it no longer match.
+        before_rebase: Expected { pac: End::AtReturn, gcs: End::Code(Code::K), unsigned: End::Code(Code::C) },
+        after_rebase: Expected { pac: End::AtReturn, gcs: End::Code(Code::K), unsigned: End::Code(Code::C) },
+    },
+    EntryAttack {
+        what: "a key that does not exist",
+        rewrite: |plan, _| plan[VICTIM].signing = 77,
+        before_rebase: signed(End::Code(Code::K), Code::C),
+        after_rebase: signed(End::Code(Code::K), Code::C),
+    },
+];
+
+/// Which record, which of its words, by how much, and what it comes to where nothing seals.
+struct RecordAttack {
+    what: &'static str,
+    destination: bool,
+    word: usize,
+    add: i64,
+    unsealed: Code,
+}
+
+const RECORDS: [RecordAttack; 9] = [
+    RecordAttack { what: "source base lowered", destination: false, word: 0, add: -4096, unsealed: Code::C },
+    RecordAttack { what: "source top lowered", destination: false, word: 1, add: -64, unsealed: Code::K },
+    RecordAttack { what: "source top raised", destination: false, word: 1, add: 64, unsealed: Code::K },
+    RecordAttack { what: "source identity", destination: false, word: 2, add: 1, unsealed: Code::C },
+    RecordAttack { what: "destination base raised", destination: true, word: 0, add: 6144, unsealed: Code::K },
+    RecordAttack { what: "destination top lowered", destination: true, word: 1, add: -64, unsealed: Code::K },
+    RecordAttack { what: "destination top raised", destination: true, word: 1, add: 64, unsealed: Code::K },
+    RecordAttack { what: "destination identity", destination: true, word: 2, add: 1, unsealed: Code::C },
+    RecordAttack { what: "destination generation", destination: true, word: 3, add: 1, unsealed: Code::C },
+];
+
+/// A49.
+pub fn all(class: &Class) -> Report {
+    let mut tally = Tally::new(class);
+    for (function, key) in managed::recursions() {
+        for step in [Step::Planned, Step::Copied, Step::Rebased] {
+            tally.control(key, &run(|| under_attack(function, step, |_| {})));
+            for attack in &ENTRIES {
+                let poisons = class.pac() && !class.has(Feature::Fpac);
+                let end = run(|| rewrite(function, step, attack.rewrite, poisons));
+                let expected = if step == Step::Rebased { attack.after_rebase } else { attack.before_rebase };
+                let code = match class.column() {
+                    Column::Pac => expected.pac,
+                    Column::PacGcs => expected.gcs,
+                    Column::Cet | Column::Bare => expected.unsigned,
+                };
+                let code = match code {
+                    End::Code(code) => code,
+                    End::InStub => class.stub_failure(),
+                    End::AtReturn if end.notes[0] == 1 => Code::C,
+                    End::AtReturn => class.return_failure(),
+                };
+                tally.attack(&format!("{} at {step:?}, {key}", attack.what), &end, &[code]);
+            }
+        }
+    }
+    for step in [Step::Planned, Step::Copied, Step::Rebased] {
+        for attack in &RECORDS {
+            let end = run(|| rewrite_record(step, attack));
+            // Seals are compared, so FPAC has no part in it.
+            let code = if class.pac() { Code::B } else { attack.unsealed };
+            tally.attack(&format!("{} at {step:?}", attack.what), &end, &[code]);
+        }
+    }
+    tally.report()
+}
+
+fn rewrite(function: Function, step: Step, rewrite: Rewrite, poisons: bool) -> Verdict {
+    under_attack(function, step, move |info| {
+        let frames = frames(info);
+        let victim = frames[VICTIM];
+        let place = victim.modifier().wrapping_add(info.delta as u64);
+        let fits = cpu::sign(cpu::strip(victim.word), place, function.signing) == victim.word;
+        page().notes[0].store(u64::from(fits), Relaxed);
+        if poisons {
+            page().poisoned.store(cpu::poisoned(victim.word, place, function.signing), Relaxed);
+        }
+        rewrite(info.plan(), &frames);
+    })
+}
+
+fn rewrite_record(step: Step, attack: &'static RecordAttack) -> Verdict {
+    under_attack(managed::recurse_a(), step, move |info: &mut StepInfo<'_>| {
+        let record = if attack.destination { info.destination_record } else { info.source_record };
+        let place = record + attack.word * 8;
+        // SAFETY: the step hook says that five words lie there.
+        let word = unsafe { peek(place) };
+        corrupt(place, word.wrapping_add_signed(attack.add));
+    })
+}

@@ -1,0 +1,97 @@
+//! A25: the attacker writes a value into a return-address slot between plan and re-bind, and reads the output slot.
+
+use super::return_addresses::{FORGERIES, SIGNATURE_BIT};
+use crate::attack::{Dice, Found, corrupt, frames, under_attack};
+use crate::child::{End, Verdict, page, run};
+use crate::class::Class;
+use crate::cpu;
+use crate::managed::{self, Function};
+use crate::memory::{peek, shift_mappings};
+use crate::outcome::{Code, Report};
+use crate::tally::Tally;
+use cfi_stack::steps::Step;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Tries of what even a fitting signature would not let through.
+const FOREIGN: u64 = 100;
+
+/// What the attacker would like to have signed, given the frames and the victim's index.
+type Choice = fn(&[Found], usize) -> u64;
+
+const RAW: Choice = |frames, at| cpu::strip(frames[at].word);
+const FOREIGN_CODE: Choice = |_, _| crate::attack::zero_address() as u64;
+const ANOTHERS: Choice = |frames, _| frames[0].word;
+const FLIPPED: Choice = |frames, at| frames[at].word ^ SIGNATURE_BIT;
+
+/// A25.
+pub fn chosen_values(class: &Class) -> Report {
+    let mut tally = Tally::new(class);
+    for (function, key) in managed::recursions() {
+        tally.control(key, &run(|| under_attack(function, Step::Rebased, |_| {})));
+    }
+    if !class.pac() {
+        // Nothing signs. The word must be the one that was planned with.
+        let function = managed::recurse_a();
+        for (what, choice) in [("foreign code", FOREIGN_CODE), ("another frame's", ANOTHERS)] {
+            let end = run(|| attempt(function, Dice::new("A25", 0), choice));
+            unwritten(&mut tally, what, &end);
+            tally.attack(what, &end, &[Code::K]);
+        }
+        return tally.report();
+    }
+    let failure = class.stub_failure();
+    for number in 0..FORGERIES {
+        let (function, key) = managed::recursions()[number as usize % 2];
+        let end = run(|| attempt(function, Dice::new("A25", number), RAW));
+        unwritten(&mut tally, "the raw planned address", &end);
+        tally.one_of_many(&format!("the raw planned address, {key}"), &end, &[failure], Some(end.notes[0] == 1));
+        if !tally.is_right() {
+            return tally.report();
+        }
+    }
+    tally.rate("the raw planned address", FORGERIES, tally.accepted());
+    // A signature that fits by chance is no use: the address is not the one planned with.
+    for (what, choice) in [("foreign code", FOREIGN_CODE), ("another frame's signed word", ANOTHERS)] {
+        let before = tally.accepted();
+        for number in 0..FOREIGN {
+            let (function, key) = managed::recursions()[number as usize % 2];
+            let end = run(|| attempt(function, Dice::new(what, number), choice));
+            unwritten(&mut tally, what, &end);
+            let caught = if end.notes[0] == 1 { Code::K } else { failure };
+            tally.one_of_many(&format!("{what}, {key}"), &end, &[caught], Some(false));
+        }
+        tally.say(format!("{what}: {} of {FOREIGN} accepted", tally.accepted() - before));
+    }
+    for (function, key) in managed::recursions() {
+        let end = run(|| attempt(function, Dice::new("flip", 0), FLIPPED));
+        unwritten(&mut tally, "a flipped signature bit", &end);
+        tally.attack(&format!("a flipped signature bit, {key}"), &end, &[failure]);
+    }
+    tally.report()
+}
+
+/// The output slot holds what was copied there. The library may have unmapped it before it ended the process.
+fn unwritten(tally: &mut Tally<'_>, what: &str, end: &End) {
+    if let Some(found) = end.found[0]
+        && found != end.notes[1]
+    {
+        tally.fail(format!("{what}: the output slot changed from {:#x} to {found:#x}", end.notes[1]));
+    }
+}
+
+fn attempt(function: Function, mut dice: Dice, choice: Choice) -> Verdict {
+    shift_mappings(1 + dice.below(1 << 14));
+    under_attack(function, Step::Rebased, move |info| {
+        let frames = frames(info);
+        let at = 1 + dice.below(frames.len() - 2);
+        let victim = frames[at];
+        let chosen = choice(&frames, at);
+        let fits = cpu::sign(cpu::strip(chosen), victim.modifier(), function.signing) == chosen;
+        page().notes[0].store(u64::from(fits), Relaxed);
+        let output = victim.slot().wrapping_add(info.delta);
+        // SAFETY: the span was copied there.
+        page().notes[1].store(unsafe { peek(output) }, Relaxed);
+        page().watch(0, output);
+        corrupt(victim.slot(), chosen);
+    })
+}

@@ -1,0 +1,100 @@
+//! The command line.
+
+use crate::class::Feature;
+use crate::outcome::Format;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+hwtests: the attack battery and self-test of cfi-stack
+
+usage: hwtests [--list] [--only CASES] [--require FEATURES] [--class NAME] [--format table|json]
+
+  --list               name the cases and what each does, run nothing
+  --only A14,S01       run these cases alone
+  --require FEATURES   of pac, fpac, bti, gcs, shstk: a missing one is a failure, and so is a skip for the want of it
+  --class NAME         what the reports call this CPU
+  --format FORMAT      table (with a last line of counts) or json (one object per line)
+  --help               this text
+
+Exit status: 0 when nothing failed, 1 when something did, 2 when the command line makes no sense.
+";
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Print the help.
+    Help,
+    /// Name the cases.
+    List(Format),
+    /// Run cases.
+    Run(Options),
+}
+
+/// How cases are run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// These alone; all when `None`.
+    pub only: Option<Vec<String>>,
+    /// What must not be missing.
+    pub require: Vec<Feature>,
+    /// What the reports call this CPU.
+    pub class: Option<String>,
+    /// How reports are written.
+    pub format: Format,
+}
+
+/// Reads the arguments.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn parse(arguments: impl Iterator<Item = String>, known: &[&str]) -> Result<Command, String> {
+    let mut options = Options { only: None, require: Vec::new(), class: None, format: Format::Table };
+    let mut list = false;
+    let mut arguments = arguments;
+    while let Some(argument) = arguments.next() {
+        let (name, inline) = match argument.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value.to_owned())),
+            _ => (argument, None),
+        };
+        if inline.is_some() && matches!(name.as_str(), "--help" | "--list") {
+            return Err(format!("{name} takes no value"));
+        }
+        let mut value = || inline.clone().or_else(|| arguments.next()).ok_or(format!("{name} wants a value"));
+        match name.as_str() {
+            "-h" | "--help" => return Ok(Command::Help),
+            "--list" => list = true,
+            "--only" => {
+                let ids: Vec<String> = words(&value()?).map(str::to_ascii_uppercase).collect();
+                if ids.is_empty() {
+                    return Err("--only names no case".into());
+                }
+                if let Some(unknown) = ids.iter().find(|id| !known.contains(&id.as_str())) {
+                    return Err(format!("there is no case {unknown}; the cases are: {}", known.join(" ")));
+                }
+                options.only.get_or_insert_default().extend(ids);
+            }
+            "--require" => {
+                for word in words(&value()?) {
+                    let names = || Feature::ALL.map(Feature::name).join(", ");
+                    let feature = Feature::named(word)
+                        .ok_or_else(|| format!("there is no feature {word}; there are {}", names()))?;
+                    options.require.push(feature);
+                }
+            }
+            "--class" => options.class = Some(value()?),
+            "--format" => {
+                options.format = match value()?.as_str() {
+                    "table" => Format::Table,
+                    "json" => Format::Json,
+                    other => return Err(format!("--format is table or json, not {other}")),
+                }
+            }
+            _ => return Err(format!("unknown argument {name}")),
+        }
+    }
+    Ok(if list { Command::List(options.format) } else { Command::Run(options) })
+}
+
+fn words(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim).filter(|word| !word.is_empty())
+}

@@ -1,0 +1,34 @@
+//! The self-test: what must work on every CPU class, whether it enforces anything or not.
+
+mod faults;
+mod growth;
+mod leaks;
+mod several;
+mod unwinding;
+
+use crate::cases::Case;
+
+/// The self-tests.
+pub const SELFTESTS: &[Case] = &[
+    Case { id: "S01", title: "grow keeps every register", run: growth::registers },
+    Case { id: "S02", title: "recursion that moves its frames at every call, each key", run: growth::at_every_call },
+    Case { id: "S03", title: "leave from grown stacks gives the shadow stack back", run: growth::leave },
+    Case { id: "S04", title: "an overflow is a typed error, the stack is usable afterwards", run: growth::overflow },
+    Case {
+        id: "S05",
+        title: "a fault in managed code leaves through the signal handler",
+        run: faults::leave_by_signal,
+    },
+    Case {
+        id: "S06",
+        title: "_Unwind_Backtrace passes managed frames to main, before and after growth",
+        run: unwinding::by_tables,
+    },
+    Case { id: "S07", title: "a frame-pointer walk does so too", run: unwinding::by_frame_pointers },
+    Case { id: "S08", title: "a panic in a native callee is caught there", run: unwinding::panic_in_native },
+    Case { id: "S09", title: "10,000 rounds leak nothing", run: leaks::rounds },
+    Case { id: "S10", title: "two threads enter at once", run: several::threads },
+    Case { id: "S11", title: "two stacks take turns", run: several::alternating },
+    Case { id: "S12", title: "a native callee enters a second stack", run: several::nested },
+    Case { id: "S13", title: "impossible policies and busy stacks are typed errors", run: several::mistakes },
+];

@@ -1,0 +1,67 @@
+//! Rounds upon rounds: mappings and resident memory stay what they were.
+
+use crate::attack::{Scene, policy};
+use crate::child::{Verdict, page, run};
+use crate::class::Class;
+use crate::managed;
+use crate::memory::footprint;
+use crate::outcome::{Code, Report};
+use crate::tally::Tally;
+use cfi_stack::{Exit, Stack};
+use std::sync::atomic::Ordering::Relaxed;
+
+const ROUNDS: usize = 10_000;
+/// Resident pages that may come and go: an emulator's own, and the allocator's.
+const SLACK: usize = 256;
+/// A fresh stack every so many rounds.
+const FRESH: usize = 10;
+/// Deep enough to grow twice.
+const DEPTH: usize = 150;
+
+/// S09.
+pub fn rounds(class: &Class) -> Report {
+    let mut tally = Tally::new(class);
+    let end = run(all);
+    tally.attack(&format!("{ROUNDS} rounds, a fresh stack every {FRESH}"), &end, &[Code::C]);
+    let [before, after, pages_before, pages_after, ..] = end.notes;
+    tally.say(format!(
+        "{before} mappings before, {after} after; {pages_before} pages resident before, {pages_after} after"
+    ));
+    tally.report()
+}
+
+fn round(scene: &mut Scene, number: usize) -> Result<(), String> {
+    if number.is_multiple_of(FRESH) {
+        scene.stack = Stack::new(&scene.thread, policy()).map_err(|error| error.to_string())?;
+    }
+    match number % 3 {
+        0 => scene.recurse_right(managed::recurse_a(), DEPTH),
+        1 => scene.recurse_right(managed::recurse_b(), DEPTH),
+        _ => match scene.enter(managed::leave(), DEPTH, 7, 0) {
+            Ok(Exit::Left(7)) => Ok(()),
+            result => Err(format!("{result:x?}")),
+        },
+    }
+}
+
+fn all() -> Verdict {
+    let mut scene = Scene::new(policy())?;
+    for number in 0..ROUNDS / 10 {
+        round(&mut scene, number)?;
+    }
+    let before = footprint();
+    for number in 0..ROUNDS {
+        round(&mut scene, number)?;
+    }
+    let after = footprint();
+    for (note, value) in page().notes.iter().zip([before.0, after.0, before.1, after.1]) {
+        note.store(value as u64, Relaxed);
+    }
+    if before.0 != after.0 {
+        return Err("the number of mappings changed".into());
+    }
+    if after.1 > before.1 + SLACK {
+        return Err("resident memory grew".into());
+    }
+    Ok(Code::C)
+}
