@@ -159,8 +159,8 @@ def main():
         )
         print("\nOne bit of a saved return address is changed while it runs")
         table(
-            ["program", "class", "frame", "bit", "frames move", "signal", "code", "what it means"],
-            [[r["program"], r["class"], r["frame"], r["bit"], "later" if r["moment"] == "before" else "earlier", r["signal"] or "none", r["si_code"], r["meaning"]]
+            ["program", "class", "frame", "bit", "when", "signal", "code", "what it means"],
+            [[r["program"], r["class"], r["frame"], r["bit"], r["moment"] + " the move", r["signal"] or "none", r["si_code"], r["meaning"]]
              for r in attacked],
             {2, 3, 6},
         )
