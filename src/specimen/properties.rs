@@ -3,8 +3,8 @@
 
 use super::tampering::{Moment, Outcome, Tampering, Write};
 use super::{
-    Call, Design, ENTRY_RETURN, Error, FrameLayout, Function, PATTERN, Pointer, RawPc, Record, Refusal, Room, Signing,
-    Site, Specimen,
+    Call, Design, ENTRY_RETURN, Error, FrameLayout, Function, NATIVE_FP, PATTERN, Pointer, RawPc, Record, Refusal,
+    Room, Signing, Site, Specimen,
 };
 use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
 use std::time::{Duration, Instant};
@@ -168,6 +168,7 @@ fn a_corrupted_signature_bit_is_refused() {
             Refusal::Error(Error::UnknownCode(_)) => assert!(design.keys.is_none() && !design.shadow),
             Refusal::Error(error) => panic!("{error}"),
         }
+        assert_eq!(outcome.walked.is_err(), early.0 == Moment::Begun, "what the walk can see, it refuses");
     }
     check(3000, property as fn(Design, Early, usize, u32));
 }
@@ -190,6 +191,7 @@ fn a_corrupted_frame_pointer_is_refused() {
         let outcome =
             tampered_with(&design, |specimen| (early.0, Write::Word(specimen.frame_pointer_word(frame), bits.max(1))));
         assert!(matches!(outcome.refused(), Refusal::Tampered(_)));
+        assert_eq!(outcome.walked.is_err(), early.0 == Moment::Begun, "what the walk can see, it refuses");
     }
     check(3000, property as fn(Design, Early, usize, u64));
 }
@@ -212,6 +214,7 @@ fn a_corrupted_shadow_entry_is_refused() {
         let moment = [Moment::Begun, Moment::Planned, Moment::Rebased][moment % 3];
         let outcome = tampered_with(&design, |_| (moment, Write::Shadow(entry, bits.max(1))));
         assert!(matches!(outcome.refused(), Refusal::Tampered(_)));
+        assert_eq!(outcome.walked.is_err(), moment == Moment::Begun, "what the walk can see, it refuses");
     }
     check(2000, property as fn(Design, usize, usize, u64));
 }
@@ -222,6 +225,7 @@ fn a_shadow_stack_of_another_length_is_refused() {
         design.shadow = true;
         let outcome = tampered_with(&design, |_| (early.0, Write::ShadowLength(longer)));
         assert!(matches!(outcome.refused(), Refusal::Tampered(_)));
+        assert_eq!(outcome.walked.is_err(), early.0 == Moment::Begun, "what the walk can see, it refuses");
     }
     check(500, property as fn(Design, Early, bool));
 }
@@ -383,6 +387,12 @@ fn recursion(depth: usize, frame_bytes: u32, slots: &[i32], pointers: &[Pointer]
     }
 }
 
+/// The same where nothing is signed and no shadow stack is on.
+fn unprotected(mut design: Design) -> Design {
+    design.functions.iter_mut().for_each(|function| function.layout.signing = Signing::None);
+    Design { keys: None, shadow: false, stub: Signing::None, ..design }
+}
+
 #[test]
 fn a_span_of_the_stub_alone_moves() {
     let mut specimen = make(&recursion(0, 0, &[], &[]));
@@ -450,7 +460,8 @@ fn a_destination_smaller_than_the_span_is_refused() {
 #[test]
 fn a_youngest_record_outside_the_segment_is_refused() {
     for wrong in [0, 8, usize::MAX, usize::MAX & !15] {
-        let mut specimen = make(&recursion(2, 32, &[], &[]));
+        // Without signatures, so that nothing but its address speaks against a record.
+        let mut specimen = make(&unprotected(recursion(2, 32, &[], &[])));
         let record = &specimen.source.record;
         for youngest in [wrong, record.base.wrapping_sub(16), record.top, record.top - 8, record.base + 8] {
             let refused = specimen.walk(&specimen.source, youngest).expect_err("no record lies there");
@@ -458,6 +469,25 @@ fn a_youngest_record_outside_the_segment_is_refused() {
         }
         specimen.migrate(0, &[]).moved.expect("the stack is as it was");
     }
+}
+
+#[test]
+fn a_chain_that_ends_below_the_top_is_refused() {
+    // A whole forged record, where nothing but its place tells.
+    let mut specimen = make(&unprotected(recursion(5, 32, &[], &[])));
+    for frame in 0..5 {
+        let (record, word) = (specimen.frame_pointer_word(frame), specimen.return_word(frame));
+        let forged = [
+            Write::Word(record, specimen.image[record] ^ NATIVE_FP),
+            Write::Word(word, specimen.image[word] ^ ENTRY_RETURN.address() as u64),
+        ];
+        forged.into_iter().for_each(|write| specimen.write(write));
+        let refused =
+            specimen.walk(&specimen.source, specimen.youngest).expect_err("frames above it would stay behind");
+        assert!(matches!(refused, Refusal::Tampered(_)), "{refused:?}");
+        forged.into_iter().for_each(|write| specimen.write(write));
+    }
+    specimen.migrate(0, &[]).moved.expect("the stack is as it was");
 }
 
 #[test]
@@ -490,8 +520,7 @@ fn forged_return_addresses_pass_about_once_in_128_and_never_with_a_shadow_stack(
 #[test]
 fn without_signatures_and_shadow_stack_a_forged_address_passes() {
     // What is not protected is named: this is x86-64 without a shadow stack.
-    let mut design = Design { keys: None, shadow: false, stub: Signing::None, ..recursion(3, 32, &[], &[]) };
-    design.functions[0].layout.signing = Signing::None;
+    let mut design = unprotected(recursion(3, 32, &[], &[]));
     design.functions[0].sites.insert(0, Site { offset: 4, slots: vec![] });
     let [forged, honest] = [0, 1].map(|site| design.pc(&Call { site, ..design.calls[0].clone() }).address() as u64);
     design.calls.iter_mut().for_each(|call| call.site = 1);
