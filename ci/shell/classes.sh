@@ -15,23 +15,24 @@ load_class() {
     done
 }
 
-# why_not_ready: prints what keeps the loaded class from running here, one reason a line; nothing when it is ready.
+# why_not_ready: prints in one line what keeps the loaded class from running here; nothing when it is ready.
 why_not_ready() {
-    if [ "$isa" = x86_64 ] && [ "$machine" = native ] && [ "$(uname -sm)" != 'Linux x86_64' ]; then
+    local piece missing=()
+    for piece in ${pieces//,/ }; do
+        [ -e "$EMULATORS/$piece.stamp" ] || missing+=("$piece")
+    done
+    if [ ${#missing[@]} -gt 0 ]; then echo "not set up: ${missing[*]} (run: ci/emulators $(emulator_group))"; fi
+    if [ "$machine" = native ] && [ "$(uname -sm)" != 'Linux x86_64' ]; then
         echo "this machine is $(uname -sm), not Linux x86_64"
     fi
-    local piece
-    for piece in ${pieces//,/ }; do
-        [ -e "$EMULATORS/$piece.stamp" ] || echo "$piece is not set up (run: ci/emulators $(group_of_piece "$piece"))"
-    done
 }
 
-# group_of_piece PIECE: the word that makes ci/emulators set it up.
-group_of_piece() {
-    case $1 in
-        bochs | x86-kernel | x86-guest | tools) echo x86-cet ;;
-        clang | rust-src) echo macho ;;
-        *) echo arm64 ;;
+# emulator_group: the word that makes ci/emulators set the loaded class up; nothing when it needs no setting up.
+emulator_group() {
+    case $isa:$machine in
+        aarch64:*) echo arm64 ;;
+        *:bochs) echo x86-cet ;;
+        *:none) echo macho ;;
     esac
 }
 
