@@ -20,7 +20,7 @@ usage:
 
 options:
   --stack BYTES         first stack segment (default 4096); sizes take K, M, G
-  --max BYTES           largest stack segment (default 64M; suite: 4M, 32K with --relocate always)
+  --max BYTES           largest stack segment (default 64M; suite: 4M, 16K with --relocate always)
   --relocate always     move the whole stack at every check, not only when it is full
   --key a|b             key that signs return addresses on arm64 (default a)
   --format text|json    how to report (default text)
@@ -203,7 +203,10 @@ impl Options {
         let [file] = &self.positional[..] else {
             return Err(usage(match self.positional.len() {
                 0 => "`wasm run` needs a file: a binary module, .wasm".to_owned(),
-                _ => format!("one file only, not also `{}`; a function's arguments follow --invoke NAME", self.positional[1]),
+                _ => format!(
+                    "one file only, not also `{}`; a function's arguments follow --invoke NAME",
+                    self.positional[1]
+                ),
             }));
         };
         Ok(Command::Run(Box::new(Run {
@@ -220,7 +223,7 @@ impl Options {
         if self.invoke.is_some() || self.tamper.is_some() || self.stats || !self.positional.is_empty() {
             return Err(usage("`wasm suite` takes no file, --invoke, --stats or --tamper; choose files with --only"));
         }
-        let config = self.config(if self.always { 32 << 10 } else { 4 << 20 })?;
+        let config = self.config(if self.always { 16 << 10 } else { 4 << 20 })?;
         Ok(Command::Suite(Suite {
             only: self.only.unwrap_or_default(),
             config,

@@ -47,6 +47,13 @@ impl Key {
     }
 }
 
+/// Bytes that a function with this frame touches below the stack pointer at its call: record, frame, and the probes
+/// of frames beyond a page, which go by whole pages.
+fn room_for(frame_bytes: u32) -> u32 {
+    const PROBED: u32 = 4096;
+    16 + if frame_bytes < PROBED { frame_bytes } else { frame_bytes.next_multiple_of(PROBED) }
+}
+
 fn internal(error: impl std::fmt::Display) -> Error {
     Error::System(format!("the code generator failed: {error}"))
 }
@@ -158,7 +165,7 @@ impl Compiler {
         self.build(&signature, |builder, stubs, jit| {
             let (mut e, params) = Emitter::new(builder, stubs);
             let body = jit.declare_func_in_func(body, e.b.func);
-            glue::entry_thunk(&mut e, &params, body, frame_bytes + 16);
+            glue::entry_thunk(&mut e, &params, body, room_for(frame_bytes));
             finish(e);
             Ok(())
         })?;
@@ -204,8 +211,7 @@ impl Compiler {
         let func = &self.context.func;
         let relocations: Vec<_> =
             code.buffer.relocs().iter().map(|reloc| ModuleReloc::from_mach_reloc(reloc, func, id)).collect();
-        let traps =
-            code.buffer.traps().iter().map(|trap| (trap.offset, Trap::from_cranelift(trap.code))).collect();
+        let traps = code.buffer.traps().iter().map(|trap| (trap.offset, Trap::from_cranelift(trap.code))).collect();
         let bytes = code.code_buffer();
         let alignment = u64::from(code.buffer.alignment);
         self.jit.define_function_bytes(id, alignment, bytes, &relocations).map_err(internal)?;
@@ -222,8 +228,7 @@ impl Compiler {
         let mut code = Code { registered: None, jit: Some(self.jit), compiled: self.compiled };
         let mut registration = Registration::new();
         for function in &code.compiled {
-            let layout =
-                FrameLayout { frame_bytes: function.frame_bytes, signing: self.key.signing(), movable: true };
+            let layout = FrameLayout { frame_bytes: function.frame_bytes, signing: self.key.signing(), movable: true };
             registration.function(RawPc::new(code.address(function.id)), function.len, layout)?;
         }
         code.registered = Some(registration.publish()?);
@@ -265,12 +270,6 @@ impl Code {
             index.traps.extend(function.traps.iter().map(|(at, trap)| (start + *at as usize, *trap)));
         }
         index.traps.sort_unstable_by_key(|trap| trap.0);
-    }
-
-    /// The largest and the smallest frame, in bytes with the frame record.
-    #[cfg(test)]
-    pub fn frames(&self) -> impl Iterator<Item = u32> {
-        self.compiled.iter().map(|function| function.frame_bytes + 16)
     }
 }
 

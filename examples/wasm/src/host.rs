@@ -118,12 +118,8 @@ fn perform(context: &Context, operation: &Operation, slots: &mut [u64], results:
             slots[0] = grown(memory.grow(word(0)));
             Ok(())
         }
-        Operation::MemoryFill(memory) => {
-            memory.fill(word(0), slots[1] as u8, word(2)).ok_or(Trap::MemoryOutOfBounds)
-        }
-        Operation::MemoryCopy(to, from) => {
-            to.copy(word(0), from, word(1), word(2)).ok_or(Trap::MemoryOutOfBounds)
-        }
+        Operation::MemoryFill(memory) => memory.fill(word(0), slots[1] as u8, word(2)).ok_or(Trap::MemoryOutOfBounds),
+        Operation::MemoryCopy(to, from) => to.copy(word(0), from, word(1), word(2)).ok_or(Trap::MemoryOutOfBounds),
         Operation::MemoryInit(memory, data) => {
             let data = data.borrow();
             let part = part(&data, word(1), word(2)).ok_or(Trap::MemoryOutOfBounds)?;

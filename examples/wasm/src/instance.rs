@@ -123,8 +123,7 @@ fn link(
                 parts.references.push(reference);
             }
             (ImportType::Table(ty), Some(Extern::Table(table)))
-                if table.element == ty.element
-                    && limits(table.len(), table.maximum, ty.minimum, ty.maximum) =>
+                if table.element == ty.element && limits(table.len(), table.maximum, ty.minimum, ty.maximum) =>
             {
                 parts.tables.push(table);
             }
@@ -135,8 +134,7 @@ fn link(
             }
             (ImportType::Global(ty), Some(Extern::Global(global)))
                 if global.mutable == ty.mutable
-                    && (global.content == ty.content
-                        || !ty.mutable && global.content.is_subtype(ty.content)) =>
+                    && (global.content == ty.content || !ty.mutable && global.content.is_subtype(ty.content)) =>
             {
                 parts.globals.push(global);
             }
@@ -261,8 +259,7 @@ fn compile(store: &mut Store<'_>, module: &Module, parts: &Parts, hosts: Vec<Hos
     for (index, entry) in hosts {
         let ty = entry.ty.clone();
         let memory = parts.memories.first().cloned();
-        let operation =
-            store.add_operation(Operation::Call { function: entry.function, ty: entry.ty, memory });
+        let operation = store.add_operation(Operation::Call { function: entry.function, ty: entry.ty, memory });
         compiler.define(ids[&index], |builder, stubs, _| {
             let (mut e, params) = Emitter::new(builder, stubs);
             glue::import(&mut e, params, &ty, operation);

@@ -3,8 +3,8 @@
 
 use crate::host::{Caller, Failure, HostFunction};
 use crate::types::{FuncType, ValType};
-use std::io::Write;
 use ValType::{F32, F64, I32, I64};
+use std::io::Write;
 
 /// A host function and its type.
 pub struct Entry {

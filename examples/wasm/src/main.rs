@@ -25,6 +25,8 @@ mod run;
 mod store;
 mod suite;
 mod tamper;
+#[cfg(test)]
+mod tests;
 mod translate;
 mod trap;
 mod types;

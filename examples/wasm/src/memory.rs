@@ -89,9 +89,7 @@ impl Memory {
         if by > 0 {
             let start = self.base.wrapping_add(old as usize * PAGE);
             // SAFETY: `new` pages lie inside the reservation, which this memory owns.
-            let done = unsafe {
-                libc::mprotect(start.cast(), by as usize * PAGE, libc::PROT_READ | libc::PROT_WRITE)
-            };
+            let done = unsafe { libc::mprotect(start.cast(), by as usize * PAGE, libc::PROT_READ | libc::PROT_WRITE) };
             if done != 0 {
                 return None;
             }

@@ -146,9 +146,9 @@ impl Module {
 
     /// Bodies of the functions defined here, by their index among these.
     pub fn bodies(&self) -> impl Iterator<Item = wp::FunctionBody<'_>> {
-        self.bodies.iter().map(|range| {
-            wp::FunctionBody::new(wp::BinaryReader::new(&self.bytes[range.clone()], range.start as u64))
-        })
+        self.bodies
+            .iter()
+            .map(|range| wp::FunctionBody::new(wp::BinaryReader::new(&self.bytes[range.clone()], range.start as u64)))
     }
 
     /// Bytes of a data segment.

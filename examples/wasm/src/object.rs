@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::types::{TypeId, ValType};
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 /// What a function reference points to. Managed code reads both words.
 #[repr(C)]
@@ -15,8 +16,8 @@ pub struct Function {
 
 impl Function {
     /// A function whose code is not known yet.
-    pub fn new(ty: TypeId) -> Box<Function> {
-        Box::new(Function { code: Cell::new(0), ty: u64::from(ty.0) })
+    pub fn new(ty: TypeId) -> Rc<Function> {
+        Rc::new(Function { code: Cell::new(0), ty: u64::from(ty.0) })
     }
 
     /// Its interned type.

@@ -27,9 +27,8 @@ struct Outcome {
 /// # Errors
 /// Whatever kept the program from running: it is told on stderr by the caller.
 pub fn run(options: &Run) -> Result<u8, Error> {
-    let bytes = std::fs::read(&options.file).map_err(|error| {
-        Error::Usage(format!("cannot read {}: {error}", options.file.display()))
-    })?;
+    let bytes = std::fs::read(&options.file)
+        .map_err(|error| Error::Usage(format!("cannot read {}: {error}", options.file.display())))?;
     let thread = Thread::attach()?;
     crate::fault::install()?;
     let mut store = Store::new(&thread, options.config);
@@ -74,7 +73,11 @@ fn choose(store: &Store<'_>, exports: &Exports, options: &Run) -> Result<(usize,
             _ => None,
         });
         let names: Vec<_> = names.collect();
-        if names.is_empty() { "it exports no function".to_owned() } else { format!("it exports:\n{}", names.join("\n")) }
+        if names.is_empty() {
+            "it exports no function".to_owned()
+        } else {
+            format!("it exports:\n{}", names.join("\n"))
+        }
     };
     let number = |name: &str| match exports.get(name) {
         Some(Extern::Func(number)) => Some(*number),
@@ -90,7 +93,9 @@ fn choose(store: &Store<'_>, exports: &Exports, options: &Run) -> Result<(usize,
         };
         let ty = func_type(store, start);
         if !ty.params.is_empty() {
-            return Err(Error::Usage(format!("{file}: the start function takes arguments ({ty}): give them with --invoke")));
+            return Err(Error::Usage(format!(
+                "{file}: the start function takes arguments ({ty}): give them with --invoke"
+            )));
         }
         return Ok((start, Vec::new()));
     };
@@ -124,6 +129,7 @@ fn report(options: &Run, outcome: &Outcome) -> u8 {
     if options.format == Format::Json {
         let trap = match result {
             Ok(_) | Err(Error::Exit(_)) => None,
+            Err(Error::Exhausted(_)) => Some("call stack exhausted".to_owned()),
             Err(error) => Some(error.to_string()),
         };
         let values: &[Value] = result.as_ref().map_or(&[], |values| values);

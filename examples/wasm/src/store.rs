@@ -12,6 +12,7 @@ use cfi_stack::pac::RawPc;
 use cfi_stack::thread::Thread;
 use cfi_stack::{Policy, Stack, Stats};
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// How the stacks of a store behave and how its code is signed.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +33,8 @@ pub struct Store<'t> {
     trampolines: HashMap<TypeId, usize>,
     /// The context of all code in the store.
     pub context: Box<Context>,
-    functions: Vec<Box<Function>>,
-    operations: Vec<Box<Operation>>,
+    functions: Vec<Rc<Function>>,
+    operations: Vec<Rc<Operation>>,
     objects: Vec<Box<dyn std::any::Any>>,
     thread: &'t Thread,
 }
@@ -74,8 +75,8 @@ impl<'t> Store<'t> {
 
     /// Takes a host operation in; its address.
     pub fn add_operation(&mut self, operation: Operation) -> usize {
-        let operation = Box::new(operation);
-        let address = std::ptr::from_ref(&*operation).expose_provenance();
+        let operation = Rc::new(operation);
+        let address = Rc::as_ptr(&operation).expose_provenance();
         self.operations.push(operation);
         address
     }
@@ -124,9 +125,7 @@ impl<'t> Store<'t> {
         let args = [self.context.address(), slots.as_mut_ptr().expose_provenance(), code, 0];
         // SAFETY: the trampoline is code of this store, of the callee's type: compiled under the rules of README.md,
         // registered, alive. It checks the context's limit, and no frame of it owes a destructor.
-        let exit = unsafe {
-            stack.enter(self.thread, &self.context.activation, RawPc::new(trampoline), args)
-        };
+        let exit = unsafe { stack.enter(self.thread, &self.context.activation, RawPc::new(trampoline), args) };
         let stats = stack.stats();
         match exit {
             Ok(Exit::Returned(_)) => {

@@ -27,8 +27,26 @@ use wast::{QuoteWat, WastDirective, WastExecute, WastInvoke, WastRet, Wat};
 
 /// The files that are run, in this order.
 const FILES: [&str; 20] = [
-    "fac", "call", "call_indirect", "block", "loop", "if", "br", "br_if", "br_table", "return", "nop", "local_get",
-    "local_set", "local_tee", "global", "memory", "i32", "i64", "stack", "skip-stack-guard-page",
+    "fac",
+    "call",
+    "call_indirect",
+    "block",
+    "loop",
+    "if",
+    "br",
+    "br_if",
+    "br_table",
+    "return",
+    "nop",
+    "local_get",
+    "local_set",
+    "local_tee",
+    "global",
+    "memory",
+    "i32",
+    "i64",
+    "stack",
+    "skip-stack-guard-page",
 ];
 
 /// How a file, or all of them, came out.
@@ -228,13 +246,16 @@ impl Run<'_, '_> {
                 }
                 return;
             }
-            WastDirective::AssertMalformed { span, module, .. }
-            | WastDirective::AssertInvalid { span, module, .. } => (span, self.refused(module)),
+            WastDirective::AssertMalformed { span, module, .. } | WastDirective::AssertInvalid { span, module, .. } => {
+                (span, self.refused(module))
+            }
             WastDirective::AssertReturn { span, exec, results } => (span, self.returns(exec, &results)),
             WastDirective::AssertTrap { span, exec, message } => (span, self.traps(exec, message)),
             WastDirective::AssertExhaustion { span, call, .. } => (span, self.exhausts(&call)),
             WastDirective::AssertUnlinkable { span, module, .. } => (span, self.unlinkable(module)),
-            other => (other.span(), Verdict::Skipped("directives for exceptions, continuations and threads".to_owned())),
+            other => {
+                (other.span(), Verdict::Skipped("directives for exceptions, continuations and threads".to_owned()))
+            }
         };
         self.count(span, verdict);
     }
@@ -418,9 +439,7 @@ impl Linker for Registered {
 
 /// What `spectest` exports besides functions.
 fn spectest() -> Result<Exports, Error> {
-    let global = |content, bits| {
-        Extern::Global(Rc::new(Global { content, mutable: false, slot: Cell::new(bits) }))
-    };
+    let global = |content, bits| Extern::Global(Rc::new(Global { content, mutable: false, slot: Cell::new(bits) }));
     let funcref = ValType::Ref { nullable: true, heap: Heap::Func };
     Ok(Exports::from([
         ("global_i32".to_owned(), global(ValType::I32, 666)),

@@ -36,7 +36,9 @@ impl Tamper {
     /// [`Error::Usage`].
     pub fn parse(text: &str) -> Result<Tamper, Error> {
         let wrong = || {
-            Error::Usage(format!("--tamper `{text}`: write FRAME:BIT[:before|after], with BIT from 0 to 63, as in 2:53:after"))
+            Error::Usage(format!(
+                "--tamper `{text}`: write FRAME:BIT[:before|after], with BIT from 0 to 63, as in 2:53:after"
+            ))
         };
         let mut parts = text.split(':');
         let frame = parts.next().and_then(|part| part.parse().ok()).ok_or_else(wrong)?;

@@ -30,8 +30,7 @@ impl Translator<'_, '_> {
                 let reference = self.element(table_index, index, Trap::UndefinedElement);
                 let function = self.e.b.ins().load(I64, trusted(), reference, 0);
                 self.e.b.ins().trapz(function, Trap::UninitializedElement.cranelift());
-                let actual =
-                    self.e.b.ins().load(I64, trusted(), function, offset_of!(Function, ty) as i32);
+                let actual = self.e.b.ins().load(I64, trusted(), function, offset_of!(Function, ty) as i32);
                 let expected = self.e.b.ins().iconst(I64, i64::from(ty.0));
                 let equal = self.e.b.ins().icmp(IntCC::Equal, actual, expected);
                 self.e.b.ins().trapz(equal, Trap::IndirectCallType.cranelift());

@@ -129,10 +129,10 @@ impl Translator<'_, '_> {
                     let (block, _) = self.target(depth?);
                     calls.push(self.block_call(block, &args));
                 }
-                let default = self.block_call(default.0, &args);
                 // Cranelift 0.135 reaches the default by the table's indirect branch on arm64, yet gives a landing
                 // pad (`bti j`) only to blocks that the table names: so the table names it too.
-                calls.push(default);
+                calls.push(self.block_call(default.0, &args));
+                let default = self.block_call(default.0, &args);
                 let table = self.e.b.create_jump_table(JumpTableData::new(default, &calls));
                 debug_assert_eq!(self.e.b.func.dfg.value_type(index), I32);
                 self.e.b.ins().br_table(index, table);
@@ -243,5 +243,4 @@ impl Translator<'_, '_> {
             }
         }
     }
-
 }
