@@ -29,6 +29,10 @@ struct Outcome {
 pub fn run(options: &Run) -> Result<u8, Error> {
     let bytes = std::fs::read(&options.file)
         .map_err(|error| Error::Usage(format!("cannot read {}: {error}", options.file.display())))?;
+    if !bytes.starts_with(b"\0asm") && bytes.trim_ascii_start().starts_with(b"(") {
+        let file = options.file.display();
+        return Err(Error::Usage(format!("{file} is a module in text form: make a binary of it, as with wat2wasm")));
+    }
     let thread = Thread::attach()?;
     crate::fault::install()?;
     let mut store = Store::new(&thread, options.config);

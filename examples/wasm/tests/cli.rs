@@ -125,6 +125,7 @@ fn modules_that_cannot_run_are_refused() {
         ("empty", &b""[..], &["invalid module"][..]),
         ("garbage", &b"hello, world"[..], &["invalid module"]),
         ("truncated", &b"\0asm\x01\0\0\0\x01\x7f"[..], &["invalid module"]),
+        ("text", &b"\n(module)"[..], &["text form", "binary"]),
         ("version", &b"\0asm\x09\0\0\0"[..], &["invalid module"]),
     ] {
         let file = File::bytes(name, bytes);
