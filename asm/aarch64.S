@@ -535,10 +535,12 @@ FUNC SYM(cfi_stack_rebind)
         b       5f
 3:      REBIND  autib, pacib, BRK_IB
         b       5f
-4:      ldr     x16, [x9]               /* unsigned: taken over as it is, never signed */
+4:      ldr     x16, [x9]               /* unsigned: as it was planned and copied, never signed, nothing written */
         cmp     x16, x10
         b.ne    LOCAL(rebind_word)
-        str     x16, [x9, x7]
+        ldr     x17, [x9, x7]
+        cmp     x16, x17
+        b.ne    LOCAL(rebind_word)
 5:      add     x3, x3, #PLAN_SIZE
         subs    x4, x4, #1
         b.ne    1b

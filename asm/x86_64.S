@@ -318,8 +318,9 @@ END cfi_stack_grow
  * u64 cfi_stack_rebind(const Record *source, const Record *destination, usize low, const Rebinding *plan,
  *                      usize count, const u64 *shadow)
  *
- * Takes the planned return addresses over. Nothing is signed on this ISA: each word must be the one that was planned
- * with and, where shadow is not null, the shadow stack's own; else it stops.
+ * Takes the planned return addresses over. Nothing is signed on this ISA, and the records are not sealed: each word must be
+ * the one that was planned with and, where shadow is not null, the shadow stack's own, and must lie in the
+ * destination already; else it stops. It writes nothing, so a rewritten record leads no store astray.
  *   in       rdi source, rsi destination, rdx lowest address of the span, rcx plan, r8 count, r9 shadow or 0
  *   out      rax 0; or entries left * 2, plus 1 when the entry's place lies outside the span
  *   clobbers rcx r8 r9 r10 r11 rdx rsi rdi, flags
@@ -351,7 +352,8 @@ FUNC cfi_stack_rebind
         cmp     (%r9), %r11
         jne     4f
         add     $8, %r9
-5:      mov     %r11, (%r10, %rax)
+5:      cmp     (%r10, %rax), %r11
+        jne     4f
         add     $PLAN_SIZE, %rcx
         dec     %r8
         jnz     1b

@@ -239,6 +239,10 @@ impl Inner {
         if !source.holds(record, 16) {
             return Err(Tampered { evidence: "the stack pointer is outside the stack", slot: record }.into());
         }
+        if (source.identity, source.generation) != (self.control.identity, self.control.generation) {
+            let slot = std::ptr::from_ref(source).addr();
+            return Err(Tampered { evidence: "the segment's record is not this stack's", slot }.into());
+        }
         // The caller's stack pointer at the call is the CFA of grow's frame.
         let used = source.top.wrapping_sub(record.wrapping_add(16));
         let spare = self.policy.reserve.saturating_add(bytes);

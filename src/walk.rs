@@ -106,7 +106,11 @@ impl<'a, S: Signer> Walk<'a, S> {
         if !found.layout.movable {
             return Err(Error::Immovable(pc).into());
         }
-        let caller = cfa + found.layout.frame_bytes as usize;
+        let caller = cfa.saturating_add(found.layout.frame_bytes as usize);
+        if !source.holds(caller, 16) {
+            // The address is authentic, so it is the layout that cannot be.
+            return Err(Error::Layout { start: pc, rule: "the frame leaves its segment" }.into());
+        }
         if saved_fp != caller as u64 {
             return tampered("a saved frame pointer is not where the layouts put it", record);
         }
