@@ -1,6 +1,7 @@
 //! The engine on moving stacks: every test runs on 4 KiB stacks that grow when they are full, and again with the
 //! whole stack moving at every check, the old segment inaccessible; on arm64 with both keys.
 
+mod forged;
 mod growth;
 mod traps;
 

@@ -16,7 +16,7 @@ fn pattern(at: i64) -> u8 {
 
 /// A function with `count` locals that all live across a call of `$next`, and their sum, weighted. The locals are
 /// loads, which the compiler cannot put off until after the call.
-fn locals(count: i64) -> String {
+pub(super) fn locals(count: i64) -> String {
     let mut text = String::from("(module (memory 4) (data (i32.const 0) \"");
     for at in 0..8 * count + 64 {
         write!(text, "\\{:02x}", pattern(at)).unwrap();
