@@ -56,6 +56,9 @@ pub fn stop() {
 /// Depth at which the hand-made recursions have grown a stack of 4 KiB several times.
 pub const DEPTH: usize = 400;
 
+/// Depth at which they have grown it exactly once.
+pub const ONE_GROWTH: usize = 60;
+
 /// The native function at the end of a recursion: returns 0.
 pub extern "C" fn zero(_: usize, _: usize, _: usize) -> u64 {
     0
@@ -132,11 +135,16 @@ impl Scene {
     }
 }
 
-/// Recurses [`DEPTH`] deep with `attack` made at the first migration that comes to `step`: C when the result is right all the same.
+/// Recurses `depth` deep with `attack` made at the first migration that comes to `step`: C when the result is right all the same.
 ///
 /// # Errors
 /// What else came of it; also when the attack was never made.
-pub fn under_attack(function: Function, step: Step, attack: impl FnOnce(&mut StepInfo<'_>) + 'static) -> Verdict {
+pub fn under_attack(
+    function: Function,
+    depth: usize,
+    step: Step,
+    attack: impl FnOnce(&mut StepInfo<'_>) + 'static,
+) -> Verdict {
     let mut scene = Scene::new(policy())?;
     let made = Rc::new(Cell::new(false));
     let note = made.clone();
@@ -144,7 +152,7 @@ pub fn under_attack(function: Function, step: Step, attack: impl FnOnce(&mut Ste
         note.set(true);
         attack(info);
     });
-    let right = scene.recurse_right(function, DEPTH);
+    let right = scene.recurse_right(function, depth);
     stop();
     right?;
     if made.get() { Ok(Code::C) } else { Err("the attack was never made".into()) }

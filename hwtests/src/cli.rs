@@ -98,3 +98,37 @@ pub fn parse(arguments: impl Iterator<Item = String>, known: &[&str]) -> Result<
 fn words(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|word| !word.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        parse(line.split_whitespace().map(str::to_owned), &["A14", "S01"])
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        for (line, named) in [
+            ("--only A99", "A99"),
+            ("--only", "--only"),
+            ("--only ,", "--only"),
+            ("--require sve", "sve"),
+            ("--format xml", "xml"),
+            ("--list=yes", "--list"),
+            ("now", "now"),
+        ] {
+            assert!(parsed(line).is_err_and(|text| text.contains(named)), "{line}");
+        }
+    }
+
+    #[test]
+    fn lists_and_both_spellings_are_read() {
+        let Ok(Command::Run(options)) = parsed("--only a14,S01 --require=pac,gcs --class x --format json") else {
+            panic!("not read");
+        };
+        assert_eq!(options.only.as_deref(), Some(&["A14".to_owned(), "S01".to_owned()][..]));
+        assert_eq!(options.require, [Feature::Pac, Feature::Gcs]);
+        assert_eq!((options.class.as_deref(), options.format), (Some("x"), Format::Json));
+    }
+}

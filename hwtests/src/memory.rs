@@ -65,18 +65,22 @@ pub fn records(youngest: usize, top: usize) -> Vec<usize> {
     }
 }
 
-/// Maps inaccessible pages, for good: what is mapped next lies elsewhere than it would have.
-pub fn shift_mappings(pages: usize) {
-    // SAFETY: an anonymous mapping at an address of the kernel's choice touches no existing memory.
-    unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            pages * 4096,
-            libc::PROT_NONE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        );
+/// Takes the next `count` places where the kernel would map a small segment, for good: stacks made later lie elsewhere.
+pub fn take_places(count: usize) {
+    /// A page and the default guard.
+    const SEGMENT: usize = 17 * 4096;
+    for _ in 0..count {
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no existing memory.
+        unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                SEGMENT,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            );
+        }
     }
 }
 

@@ -13,6 +13,8 @@ pub struct Tally<'a> {
     si_code: i32,
     tries: u64,
     accepted: u64,
+    /// Attacks that passed, with how they ended.
+    passed: Vec<(Code, String)>,
     said: Vec<String>,
     wrong: Vec<String>,
 }
@@ -27,6 +29,7 @@ impl<'a> Tally<'a> {
             si_code: 0,
             tries: 0,
             accepted: 0,
+            passed: Vec::new(),
             said: Vec::new(),
             wrong: Vec::new(),
         }
@@ -48,7 +51,7 @@ impl<'a> Tally<'a> {
         match end.code(self.class) {
             Ok(code) if allowed.contains(&code) => {
                 self.note(code, end);
-                self.said.push(format!("{what}: {code}"));
+                self.passed.push((code, what.into()));
                 Some(code)
             }
             Ok(code) => {
@@ -67,7 +70,7 @@ impl<'a> Tally<'a> {
     pub fn seen(&mut self, what: &str, code: Code, end: &End) {
         self.tries += 1;
         self.note(code, end);
-        self.say(format!("{what}: {code}"));
+        self.passed.push((code, what.into()));
     }
 
     /// One of many tries of the same attack: a code of `caught`, or accepted with C. Whether it was accepted must be what the test
@@ -135,6 +138,13 @@ impl<'a> Tally<'a> {
         const SHOWN: usize = 6;
         let more = self.wrong.len().saturating_sub(SHOWN);
         let mut reason = if right { self.said } else { self.wrong };
+        for code in self.codes.iter().filter(|_| right) {
+            let whats: Vec<_> =
+                self.passed.iter().filter(|(of, _)| of == code).map(|(_, what)| what.as_str()).collect();
+            if !whats.is_empty() {
+                reason.push(format!("{code} ×{}: {}", whats.len(), whats.join("; ")));
+            }
+        }
         if !right && more > 0 {
             reason.truncate(SHOWN);
             reason.push(format!("and {more} more"));
@@ -146,7 +156,7 @@ impl<'a> Tally<'a> {
             si_code: self.si_code,
             tries: self.tries,
             accepted: self.accepted,
-            reason: reason.join("; "),
+            reason: reason.join(" | "),
             missing: Vec::new(),
         }
     }

@@ -41,7 +41,7 @@ fn refused() -> Verdict {
     refuse("at address 0", map.function(at(0), 64, LAYOUT));
     refuse("wrapping", map.function(at(usize::MAX - 15), 64, LAYOUT));
     refuse("as long as memory", map.function(at(16), usize::MAX, LAYOUT));
-    for frame_bytes in [1, 8, 15, 17, 0x7fff_fff8, 0x8000_0000, u32::MAX & !15, u32::MAX] {
+    for frame_bytes in [1, 8, 15, 17, 0x7fff_fff8, 0x8000_0000, 0xffff_fff0, u32::MAX] {
         refuse("frame_bytes", map.function(at(0x10_0000), 64, FrameLayout { frame_bytes, ..LAYOUT }));
     }
     refuse("a slot of nobody", map.safepoint(at(0x10_0010), &[-8]));

@@ -25,11 +25,15 @@ fn like(info: &StepInfo<'_>, change: impl FnOnce(&mut [u64; 5])) -> usize {
     std::ptr::from_mut(Box::leak(Box::new(Words(words)))).expose_provenance()
 }
 
+/// Address of the record to move to instead, given what the hook is shown and the other stack's record.
 type Choice = fn(&StepInfo<'_>, usize) -> usize;
+
+/// Whether the error is the one that the choice must meet.
+type Right = fn(&Error) -> bool;
 
 /// A27.
 pub fn aliased(class: &Class) -> Report {
-    let choices: [(&str, Choice, fn(&Error) -> bool); 7] = [
+    let choices: [(&str, Choice, Right); 7] = [
         ("the source itself", |info, _| info.source_record, |error| *error == Error::Overlap),
         ("its upper half", |info, _| like(info, |words| words[0] += 2048), |error| *error == Error::Overlap),
         (
@@ -66,7 +70,7 @@ pub fn aliased(class: &Class) -> Report {
     tally.report()
 }
 
-fn move_to(attack: Option<(Choice, fn(&Error) -> bool)>) -> Verdict {
+fn move_to(attack: Option<(Choice, Right)>) -> Verdict {
     let mut scene = Scene::new(policy())?;
     let mut other = Stack::new(&scene.thread, policy()).map_err(|error| error.to_string())?;
     let others_record = Rc::new(Cell::new(0));

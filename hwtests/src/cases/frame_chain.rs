@@ -1,6 +1,6 @@
 //! A19: the chain of saved frame pointers. The walk follows layouts, not the chain, and compares the two.
 
-use crate::attack::{Found, corrupt, frames, under_attack};
+use crate::attack::{DEPTH, Found, corrupt, frames, under_attack};
 use crate::child::{page, run};
 use crate::class::Class;
 use crate::managed;
@@ -25,11 +25,11 @@ const FORGERIES: [(&str, Forgery); 8] = [
 pub fn forged(class: &Class) -> Report {
     let mut tally = Tally::new(class);
     let function = managed::recurse_a();
-    tally.control("", &run(|| under_attack(function, Step::Begin, |_| {})));
+    tally.control("", &run(|| under_attack(function, DEPTH, Step::Begin, |_| {})));
     for (what, forgery) in FORGERIES {
-        for at in [1, 10] {
+        for at in [0, 1, 10] {
             let end = run(|| {
-                under_attack(function, Step::Begin, move |info| {
+                under_attack(function, DEPTH, Step::Begin, move |info| {
                     let frames = frames(info);
                     corrupt(frames[at].record, forgery(&frames, at) as u64);
                     page().freeze_span(info.youngest, info.top);
@@ -40,7 +40,7 @@ pub fn forged(class: &Class) -> Report {
     }
     for (what, value) in [("the oldest's, null", 0), ("the oldest's, into the stack", 1)] {
         let end = run(|| {
-            under_attack(function, Step::Begin, move |info| {
+            under_attack(function, DEPTH, Step::Begin, move |info| {
                 let frames = frames(info);
                 let oldest = frames[frames.len() - 1].record;
                 corrupt(oldest, if value == 0 { 0 } else { frames[3].record as u64 });

@@ -7,9 +7,11 @@
 //!   that the slot implies, and compares with the planned address. A slot of another frame is re-bound for that frame; the one left out
 //!   keeps its old signature, and its return fails.
 //! - A rewritten record does not hold its seal: `brk #0xc474`, with FPAC too, because a seal is compared, not authenticated.
-//!   Where nothing seals, the stub and the frame chain bound what can be reached.
+//!   Where nothing seals, the stub finds that the words do not lie where the records say, and the next growth that the record is not
+//!   the stack's.
 
-use crate::attack::{Found, corrupt, frames, under_attack};
+use super::return_addresses::in_compiled_return;
+use crate::attack::{DEPTH, Found, ONE_GROWTH, corrupt, frames, under_attack};
 use crate::child::{Verdict, page, run};
 use crate::class::{Class, Column, Feature};
 use crate::cpu;
@@ -48,7 +50,7 @@ struct Expected {
 #[derive(Clone, Copy)]
 enum End {
     Code(Code),
-    /// P in the stub.
+    /// P in the stub; at the return when the word happens to fit under the other key too.
     InStub,
     /// P in the victim's compiled return; C when its old signature happens to fit its new place.
     AtReturn,
@@ -136,18 +138,84 @@ struct RecordAttack {
     word: usize,
     add: i64,
     unsealed: Code,
+    /// Whether the frame-pointer pass meets it before the stub does.
+    seen_by_rebase: bool,
 }
 
 const RECORDS: [RecordAttack; 9] = [
-    RecordAttack { what: "source base lowered", destination: false, word: 0, add: -4096, unsealed: Code::C },
-    RecordAttack { what: "source top lowered", destination: false, word: 1, add: -64, unsealed: Code::K },
-    RecordAttack { what: "source top raised", destination: false, word: 1, add: 64, unsealed: Code::K },
-    RecordAttack { what: "source identity", destination: false, word: 2, add: 1, unsealed: Code::C },
-    RecordAttack { what: "destination base raised", destination: true, word: 0, add: 6144, unsealed: Code::K },
-    RecordAttack { what: "destination top lowered", destination: true, word: 1, add: -64, unsealed: Code::K },
-    RecordAttack { what: "destination top raised", destination: true, word: 1, add: 64, unsealed: Code::K },
-    RecordAttack { what: "destination identity", destination: true, word: 2, add: 1, unsealed: Code::C },
-    RecordAttack { what: "destination generation", destination: true, word: 3, add: 1, unsealed: Code::C },
+    RecordAttack {
+        what: "source base lowered",
+        destination: false,
+        word: 0,
+        add: -4096,
+        unsealed: Code::C,
+        seen_by_rebase: false,
+    },
+    RecordAttack {
+        what: "source top lowered",
+        destination: false,
+        word: 1,
+        add: -64,
+        unsealed: Code::K,
+        seen_by_rebase: false,
+    },
+    RecordAttack {
+        what: "source top raised",
+        destination: false,
+        word: 1,
+        add: 64,
+        unsealed: Code::K,
+        seen_by_rebase: false,
+    },
+    RecordAttack {
+        what: "source identity",
+        destination: false,
+        word: 2,
+        add: 1,
+        // The arm64 stub compares the two even where nothing seals them.
+        unsealed: if cfg!(target_arch = "aarch64") { Code::K } else { Code::C },
+        seen_by_rebase: false,
+    },
+    RecordAttack {
+        what: "destination base raised",
+        destination: true,
+        word: 0,
+        add: 6144,
+        unsealed: Code::K,
+        seen_by_rebase: true,
+    },
+    RecordAttack {
+        what: "destination top lowered",
+        destination: true,
+        word: 1,
+        add: -64,
+        unsealed: Code::K,
+        seen_by_rebase: true,
+    },
+    RecordAttack {
+        what: "destination top raised",
+        destination: true,
+        word: 1,
+        add: 64,
+        unsealed: Code::K,
+        seen_by_rebase: false,
+    },
+    RecordAttack {
+        what: "destination identity",
+        destination: true,
+        word: 2,
+        add: 1,
+        unsealed: Code::K,
+        seen_by_rebase: false,
+    },
+    RecordAttack {
+        what: "destination generation",
+        destination: true,
+        word: 3,
+        add: 1,
+        unsealed: Code::K,
+        seen_by_rebase: false,
+    },
 ];
 
 /// A49.
@@ -155,7 +223,7 @@ pub fn all(class: &Class) -> Report {
     let mut tally = Tally::new(class);
     for (function, key) in managed::recursions() {
         for step in [Step::Planned, Step::Copied, Step::Rebased] {
-            tally.control(key, &run(|| under_attack(function, step, |_| {})));
+            tally.control(key, &run(|| under_attack(function, ONE_GROWTH, step, |_| {})));
             for attack in &ENTRIES {
                 let poisons = class.pac() && !class.has(Feature::Fpac);
                 let end = run(|| rewrite(function, step, attack.rewrite, poisons));
@@ -165,13 +233,22 @@ pub fn all(class: &Class) -> Report {
                     Column::PacGcs => expected.gcs,
                     Column::Cet | Column::Bare => expected.unsigned,
                 };
+                let [fits, fits_other_key, ..] = end.notes.map(|note| note == 1);
+                let at_return = match code {
+                    End::AtReturn => true,
+                    End::InStub => fits_other_key,
+                    End::Code(_) => false,
+                };
                 let code = match code {
                     End::Code(code) => code,
-                    End::InStub => class.stub_failure(),
-                    End::AtReturn if end.notes[0] == 1 => Code::C,
-                    End::AtReturn => class.return_failure(),
+                    End::InStub | End::AtReturn if fits => Code::C,
+                    End::InStub if !fits_other_key => class.stub_failure(),
+                    End::InStub | End::AtReturn => class.return_failure(),
                 };
                 tally.attack(&format!("{} at {step:?}, {key}", attack.what), &end, &[code]);
+                if at_return {
+                    in_compiled_return(&mut tally, function, &end);
+                }
             }
         }
     }
@@ -179,7 +256,11 @@ pub fn all(class: &Class) -> Report {
         for attack in &RECORDS {
             let end = run(|| rewrite_record(step, attack));
             // Seals are compared, so FPAC has no part in it.
-            let code = if class.pac() { Code::B } else { attack.unsealed };
+            let code = match (class.pac(), attack.seen_by_rebase && step != Step::Rebased) {
+                (true, false) => Code::B,
+                (true, true) => Code::K,
+                (false, _) => attack.unsealed,
+            };
             tally.attack(&format!("{} at {step:?}", attack.what), &end, &[code]);
         }
     }
@@ -187,21 +268,35 @@ pub fn all(class: &Class) -> Report {
 }
 
 fn rewrite(function: Function, step: Step, rewrite: Rewrite, poisons: bool) -> Verdict {
-    under_attack(function, step, move |info| {
+    under_attack(function, ONE_GROWTH, step, move |info| {
         let frames = frames(info);
         let victim = frames[VICTIM];
+        let raw = cpu::strip(victim.word);
         let place = victim.modifier().wrapping_add(info.delta as u64);
-        let fits = cpu::sign(cpu::strip(victim.word), place, function.signing) == victim.word;
-        page().notes[0].store(u64::from(fits), Relaxed);
-        if poisons {
-            page().poisoned.store(cpu::poisoned(victim.word, place, function.signing), Relaxed);
-        }
         rewrite(info.plan(), &frames);
+        // What will stand in the destination when the victim returns: its old word, or one made with the other key.
+        let key = match info.plan()[VICTIM].signing {
+            1 => Signing::A,
+            2 => Signing::B,
+            _ => function.signing,
+        };
+        let fits_other_key = key != function.signing && cpu::sign(raw, victim.modifier(), key) == victim.word;
+        let word = match (key == function.signing, fits_other_key) {
+            (true, _) => Some(victim.word),
+            (false, true) => Some(cpu::sign(raw, place, key)),
+            (false, false) => None,
+        };
+        let fits = word == Some(cpu::sign(raw, place, function.signing));
+        page().notes[0].store(u64::from(fits), Relaxed);
+        page().notes[1].store(u64::from(fits_other_key), Relaxed);
+        if poisons && let Some(word) = word {
+            page().poisoned.store(cpu::poisoned(word, place, function.signing), Relaxed);
+        }
     })
 }
 
 fn rewrite_record(step: Step, attack: &'static RecordAttack) -> Verdict {
-    under_attack(managed::recurse_a(), step, move |info: &mut StepInfo<'_>| {
+    under_attack(managed::recurse_a(), DEPTH, step, move |info: &mut StepInfo<'_>| {
         let record = if attack.destination { info.destination_record } else { info.source_record };
         let place = record + attack.word * 8;
         // SAFETY: the step hook says that five words lie there.

@@ -1,11 +1,11 @@
 //! A14 and A17: return addresses changed before and after a migration.
 
-use crate::attack::{Dice, corrupt, frames, under_attack};
-use crate::child::{page, run};
+use crate::attack::{DEPTH, Dice, ONE_GROWTH, corrupt, frames, under_attack};
+use crate::child::{End, Verdict, page, run};
 use crate::class::{Class, Column, Feature};
 use crate::cpu;
 use crate::managed::{self, Function};
-use crate::memory::shift_mappings;
+use crate::memory::take_places;
 use crate::outcome::{Code, Report};
 use crate::tally::Tally;
 use cfi_stack::pac::Signing;
@@ -14,6 +14,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Tries of a forgery that a signature lets through once in 2^width.
 pub const FORGERIES: u64 = 1000;
+/// Different places that the stack of a forgery may lie at.
+pub const PLACES: usize = 128;
 /// A bit of the signature, on every width that Linux uses.
 pub const SIGNATURE_BIT: u64 = 1 << 53;
 
@@ -29,7 +31,7 @@ pub fn copied(class: &Class) -> Report {
         }
         Column::Cet => {
             let function = managed::recurse_a();
-            tally.control("unsigned", &run(|| under_attack(function, Step::Begin, |_| {})));
+            tally.control("unsigned", &run(|| under_attack(function, DEPTH, Step::Begin, |_| {})));
             for (what, from, to) in [
                 ("the youngest's into frame 3", 0, 3),
                 ("the entry's into frame 3", usize::MAX, 3),
@@ -41,7 +43,7 @@ pub fn copied(class: &Class) -> Report {
         }
         Column::Pac | Column::PacGcs => {
             for (function, key) in managed::recursions() {
-                tally.control(key, &run(|| under_attack(function, Step::Begin, |_| {})));
+                tally.control(key, &run(|| under_attack(function, DEPTH, Step::Begin, |_| {})));
             }
             for attempt in 0..FORGERIES {
                 let (function, key) = managed::recursions()[attempt as usize % 2];
@@ -69,8 +71,8 @@ pub fn copied(class: &Class) -> Report {
 }
 
 /// Copies frame `from`'s return address (MAX: the oldest's) into frame `to`.
-fn copy(function: Function, from: usize, to: usize) -> crate::child::Verdict {
-    under_attack(function, Step::Begin, move |info| {
+fn copy(function: Function, from: usize, to: usize) -> Verdict {
+    under_attack(function, DEPTH, Step::Begin, move |info| {
         let frames = frames(info);
         corrupt(frames[to].slot(), frames[from.min(frames.len() - 1)].word);
         page().freeze_span(info.youngest, info.top);
@@ -78,9 +80,9 @@ fn copy(function: Function, from: usize, to: usize) -> crate::child::Verdict {
 }
 
 /// Copies between two frames that return to the same place: what differs is the place that the signature is bound to.
-fn copy_of_equal(function: Function, mut dice: Dice) -> crate::child::Verdict {
-    shift_mappings(1 + dice.below(1 << 14));
-    under_attack(function, Step::Begin, move |info| {
+fn copy_of_equal(function: Function, mut dice: Dice) -> Verdict {
+    take_places(dice.below(PLACES));
+    under_attack(function, DEPTH, Step::Begin, move |info| {
         let frames = frames(info);
         let recursive = frames.len() - 2;
         let from = 1 + dice.below(recursive);
@@ -105,18 +107,27 @@ pub fn flipped_after(class: &Class) -> Report {
     };
     let poisons = !class.has(Feature::Fpac);
     for (function, key) in managed::recursions() {
-        tally.control(key, &run(|| under_attack(function, Step::Committed, |_| {})));
+        tally.control(key, &run(|| under_attack(function, ONE_GROWTH, Step::Committed, |_| {})));
         for index in [1, 3, 20] {
             let end = run(|| flip(function, index, poisons));
             tally.attack(&format!("frame {index}, {key}"), &end, &[in_code]);
+            in_compiled_return(&mut tally, function, &end);
         }
         tally.attack(&format!("the stub's own frame, {key}"), &run(|| flip(function, 0, poisons)), &[in_stub]);
     }
     tally.report()
 }
 
-fn flip(function: Function, index: usize, poisons: bool) -> crate::child::Verdict {
-    under_attack(function, Step::Committed, move |info| {
+/// It is the return of managed code that met it, not a later walk.
+pub fn in_compiled_return(tally: &mut Tally<'_>, function: Function, end: &End) {
+    let pc = cpu::strip(end.pc) as usize;
+    if end.signal != 0 && !(function.start.address()..function.end.address()).contains(&pc) {
+        tally.fail(format!("not in a return of managed code: {end}"));
+    }
+}
+
+fn flip(function: Function, index: usize, poisons: bool) -> Verdict {
+    under_attack(function, ONE_GROWTH, Step::Committed, move |info| {
         let frame = frames(info)[index];
         let bit = if function.signing == Signing::None { 1 << 4 } else { SIGNATURE_BIT };
         let word = frame.word ^ bit;

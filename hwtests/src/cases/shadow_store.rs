@@ -49,17 +49,16 @@ fn store(target: Target) -> Verdict {
         }
         Target::Own => cpu::shadow_pointer(),
         Target::Token | Target::BelowToken => {
-            // The kernel merges neighbours into one mapping, so what counts is what was not there before.
+            // The kernel merges neighbours into one mapping: what counts is what was not there before.
             let is_new = |address: usize| !before.iter().any(|old| old.contains(&address));
             let word = if matches!(target, Target::Token) { 8 } else { 16 };
             shadow_mappings()
                 .iter()
                 .flat_map(|now| {
-                    let below = before.iter().filter(|old| old.end == now.end).map(|old| old.start);
-                    [Some(now.end), below.min()].into_iter().flatten()
+                    before.iter().map(|old| old.start).chain([now.end]).map(|top| (now.clone(), top - word))
                 })
-                .map(|top| top - word)
-                .find(|&place| is_new(place))
+                .find(|(now, place)| now.contains(place) && is_new(*place))
+                .map(|(_, place)| place)
                 .ok_or("no shadow stack appeared in /proc/self/smaps")?
         }
     };

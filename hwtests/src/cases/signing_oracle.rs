@@ -1,12 +1,12 @@
 //! A25: the attacker writes a value into a return-address slot between plan and re-bind, and reads the output slot.
 
-use super::return_addresses::{FORGERIES, SIGNATURE_BIT};
-use crate::attack::{Dice, Found, corrupt, frames, under_attack};
+use super::return_addresses::{FORGERIES, PLACES, SIGNATURE_BIT};
+use crate::attack::{DEPTH, Dice, Found, corrupt, frames, under_attack};
 use crate::child::{End, Verdict, page, run};
 use crate::class::Class;
 use crate::cpu;
 use crate::managed::{self, Function};
-use crate::memory::{peek, shift_mappings};
+use crate::memory::{peek, take_places};
 use crate::outcome::{Code, Report};
 use crate::tally::Tally;
 use cfi_stack::steps::Step;
@@ -27,7 +27,7 @@ const FLIPPED: Choice = |frames, at| frames[at].word ^ SIGNATURE_BIT;
 pub fn chosen_values(class: &Class) -> Report {
     let mut tally = Tally::new(class);
     for (function, key) in managed::recursions() {
-        tally.control(key, &run(|| under_attack(function, Step::Rebased, |_| {})));
+        tally.control(key, &run(|| under_attack(function, DEPTH, Step::Rebased, |_| {})));
     }
     if !class.pac() {
         // Nothing signs. The word must be the one that was planned with.
@@ -80,8 +80,8 @@ fn unwritten(tally: &mut Tally<'_>, what: &str, end: &End) {
 }
 
 fn attempt(function: Function, mut dice: Dice, choice: Choice) -> Verdict {
-    shift_mappings(1 + dice.below(1 << 14));
-    under_attack(function, Step::Rebased, move |info| {
+    take_places(dice.below(PLACES));
+    under_attack(function, DEPTH, Step::Rebased, move |info| {
         let frames = frames(info);
         let at = 1 + dice.below(frames.len() - 2);
         let victim = frames[at];

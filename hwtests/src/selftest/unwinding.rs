@@ -81,29 +81,43 @@ fn unwind(function: managed::Function, depth: usize, always: bool) -> Verdict {
     if first != exit + 1 || enter != first + managed || managed != depth + 1 || main <= enter {
         return Err(format!("exit {exit}, {managed} managed from {first}, enter {enter}, main {main}, depth {depth}"));
     }
-    if always != (scene.stack.stats().growths > depth as u64) && depth != 400 && depth != 100 {
-        return Err(format!("{} growths", scene.stack.stats().growths));
-    }
+    grew_as_meant(&scene, depth, always)?;
     Ok(Code::C)
 }
+
+/// The shallow recursions show the time before the first growth, the deep ones the time after.
+fn grew_as_meant(scene: &Scene, depth: usize, always: bool) -> Result<(), String> {
+    let growths = scene.stack.stats().growths;
+    if (growths > 0) == (always || depth >= 100) { Ok(()) } else { Err(format!("{growths} growths {depth} deep")) }
+}
+
+/// Whether Rust's own frames keep frame pointers here, std's included.
+const RUST_KEEPS_THEM: bool = cfg!(target_arch = "aarch64");
+/// More native frames than there are.
+const NATIVE: usize = 64;
 
 extern "C" fn walk(seen: usize, record: usize, _: usize) -> u64 {
     // SAFETY: `follow` passes a live `Seen`.
     let seen = unsafe { &mut *std::ptr::with_exposed_provenance_mut::<Seen>(seen) };
     let mut record = record;
     let entry_return = managed::entry_return().address();
+    let mut native = 0;
     loop {
-        // SAFETY: the chain is this thread's own; enter's record, the last that is followed, lies on the native stack.
+        // SAFETY: the chain is this thread's own, and followed no further than frame pointers are kept.
         let (next, word) = unsafe { (peek(record) as usize, peek(record + 8)) };
-        seen.pcs.push(cpu::strip(word) as usize);
-        if seen.pcs.len() > 1 && seen.pcs[seen.pcs.len() - 2] == entry_return {
+        let pc = cpu::strip(word) as usize;
+        seen.pcs.push(pc);
+        native += usize::from(native > 0 || pc == entry_return);
+        let last = if RUST_KEEPS_THEM { NATIVE } else { 2 };
+        // Native records go upwards; the oldest managed one leads to another stack.
+        if native == last || native > 1 && next <= record {
             return 0;
         }
         record = next;
     }
 }
 
-/// S07. Beyond `enter` the chain is the embedding program's, and Rust keeps no frame pointers on x86-64.
+/// S07. On x86-64 Rust keeps no frame pointers unless it is told to, so the walk ends at `enter`'s caller there.
 pub fn by_frame_pointers(class: &Class) -> Report {
     let mut tally = Tally::new(class);
     for (function, key) in managed::recursions() {
@@ -130,12 +144,20 @@ fn follow(function: managed::Function, depth: usize, always: bool) -> Verdict {
     // The youngest record returns into its caller, the oldest to enter, and enter's own into Rust.
     let inside = |pc: &usize| (function.start.address()..function.end.address()).contains(pc);
     let managed = seen.pcs.iter().take_while(|pc| inside(pc)).count();
-    let [entry, rust] = seen.pcs[managed..] else { return Err(format!("{managed} managed of {}", seen.pcs.len())) };
-    // SAFETY: looks an address up in the unwind tables.
-    let caller = unsafe { _Unwind_FindEnclosingFunction(std::ptr::without_provenance(rust - 1)) };
-    if managed != depth || entry != managed::entry_return().address() || caller.is_null() {
-        return Err(format!("{managed} managed frames, then {entry:#x}, then {rust:#x}"));
+    let [entry, ref rust @ ..] = seen.pcs[managed..] else { return Err(format!("{managed} managed frames alone")) };
+    let callers: Vec<usize> = rust
+        .iter()
+        // SAFETY: looks an address up in the unwind tables.
+        .map(|&pc| unsafe { _Unwind_FindEnclosingFunction(std::ptr::without_provenance(pc.wrapping_sub(1))) }.addr())
+        .collect();
+    let arrived = match RUST_KEEPS_THEM {
+        true => callers.contains(&(crate::main as *const () as usize)),
+        false => callers.first().is_some_and(|&caller| caller != 0),
+    };
+    if managed != depth || entry != managed::entry_return().address() || !arrived {
+        return Err(format!("{managed} managed frames, then {entry:#x}, then {rust:x?}"));
     }
+    grew_as_meant(&scene, depth, always)?;
     Ok(Code::C)
 }
 
