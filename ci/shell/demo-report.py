@@ -80,7 +80,7 @@ def compare(name, runs):
 def meaning(row):
     """What a tampered run's end says about protection: (caught, words)."""
     code = (row["signal"], row["si_code"])
-    if not row["enforced"]:
+    if not any(word.startswith("pac-i") or word in ("gcs", "shstk") for word in row["enforced"] or []):
         end = "ran on to its end, result equal" if row["equal"] else "ran on to a wrong result"
         if row["signal"]:
             end = "crashed by chance, %s code %s" % code
