@@ -6,6 +6,7 @@ use super::{
     Call, Design, ENTRY_RETURN, Error, FrameLayout, Function, NATIVE_FP, PATTERN, Pointer, RawPc, Record, Refusal,
     Room, Signing, Site, Specimen,
 };
+use crate::codemap::LARGEST_FRAME;
 use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
 use std::time::{Duration, Instant};
 
@@ -301,6 +302,20 @@ fn a_frame_of_unregistered_code_is_a_typed_error() {
         specimen.describe(known.table().expect("a design without a function is a possible one"));
         let youngest = design.calls.iter().find(|other| other.function == call.function).map(|call| design.pc(call));
         matches!(specimen.migrate(0, &[]).refused(), Refusal::Error(Error::UnknownCode(pc)) if Some(*pc) == youngest)
+    }
+    check(1000, property as fn(Design, usize) -> bool);
+}
+
+#[test]
+fn a_layout_that_leaves_its_segment_is_a_typed_error() {
+    fn property(design: Design, pick: usize) -> bool {
+        let Some(call) = design.calls.get(pick % design.calls.len().max(1)) else { return true };
+        let mut specimen = make(&design);
+        let mut described = design.clone();
+        described.functions[call.function].layout.frame_bytes = LARGEST_FRAME;
+        specimen.describe(described.table().expect("a frame that large can be registered"));
+        let youngest = design.calls.iter().find(|other| other.function == call.function).map(|call| design.pc(call));
+        matches!(specimen.migrate(0, &[]).refused(), Refusal::Error(Error::Layout { start, .. }) if Some(*start) == youngest)
     }
     check(1000, property as fn(Design, usize) -> bool);
 }
