@@ -1,7 +1,7 @@
 //! The code map: where managed code lies and what its frames look like.
 //!
 //! An engine registers its functions; [`Registration::publish`] adds them to the process-wide table, which is mapped read-only
-//! and whose root stands in read-only memory too ([`crate::published`]). Publishing belongs to the engine's own
+//! and whose root stands in read-only memory too. Publishing belongs to the engine's own
 //! W^X window: between the two `mprotect` calls the root is writable.
 //!
 //! A managed frame, as every rule here describes it:

@@ -93,8 +93,9 @@ fn rebase(plan: &Plan, source: &Record, destination: &Record, delta: usize) -> R
         let moved = place(slot)?;
         // SAFETY: as above.
         let value = unsafe { read_word(moved) } as usize;
-        // One past the top is a pointer into the stack too; null and pointers elsewhere stay.
-        if value >= source.base && value <= source.top {
+        // Null and pointers elsewhere stay. One past the top is elsewhere: the highest words are the oldest frame record, so
+        // nothing in a frame ends there, and what begins there is another mapping.
+        if value >= source.base && value < source.top {
             // SAFETY: as above.
             unsafe { write_word(moved, value.wrapping_add(delta) as u64) };
         }

@@ -106,6 +106,25 @@ impl Segment {
         crate::arch::reseal_record(&mut self.record, generation);
     }
 
+    /// Has the system provide the pages of the highest `bytes` at once, which is cheaper than a fault for each. A hint:
+    /// where it is refused (Linux before 5.14) they come one by one.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn populate(&self, bytes: usize) {
+        /// `MADV_POPULATE_WRITE`
+        const POPULATE_WRITE: libc::c_int = 23;
+        let begin = self.record.top.saturating_sub(bytes) & !(page_size() - 1);
+        if bytes >= 4 * page_size() && begin >= self.record.base {
+            // SAFETY: the range lies in the mapping that self owns; its contents stay as they are.
+            unsafe {
+                libc::madvise(std::ptr::with_exposed_provenance_mut(begin), self.record.top - begin, POPULATE_WRITE)
+            };
+        }
+    }
+
+    /// Pages come one by one here.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn populate(&self, _: usize) {}
+
     /// Takes all access away, so that a stale pointer into the segment faults.
     pub(crate) fn poison(&self) -> Result<(), Error> {
         // SAFETY: the mapping is owned by self; the caller has moved every frame out of it.

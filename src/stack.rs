@@ -6,7 +6,7 @@ use crate::codemap::table::Reading;
 use crate::engine::{Activation, Exit};
 use crate::error::Error;
 use crate::pac::hardware::Hardware;
-use crate::pac::{RawPc, Signer, Tampered};
+use crate::pac::{RawPc, Signer, Signing, Tampered};
 use crate::plan::{Plan, Rebinding, signing_of};
 use crate::policy::Policy;
 use crate::relocate::relocate;
@@ -262,6 +262,7 @@ impl Inner {
         }
         self.previous = None;
         let destination = Segment::map(size, self.policy.guard, self.control.identity, self.control.generation)?;
+        destination.populate(used + 16);
         let target = destination.record();
         let redirect = step(Step::Mapped, StepInfo::new(record, source, Some(target), &mut self.plan))?;
         // SAFETY: only a hook redirects, and it vouches for the record (cargo feature `steps`).
@@ -290,10 +291,12 @@ impl Inner {
         }
         self.previous = Some(old);
         let size = self.segment.record().size() as u64;
-        let signs = |entry: &&Rebinding| signing_of(entry).is_some_and(|signing| Hardware.enforces(signing));
+        let signs = |entry: &&Rebinding| signing_of(entry).is_some_and(|signing| signing != Signing::None);
         self.stats.growths += 1;
         self.stats.frames_moved += self.plan.rebindings().len() as u64;
-        self.stats.rebound += self.plan.rebindings().iter().filter(signs).count() as u64;
+        if Hardware.authenticates() {
+            self.stats.rebound += self.plan.rebindings().iter().filter(signs).count() as u64;
+        }
         self.stats.bytes_moved += used as u64 + 16;
         self.stats.largest = self.stats.largest.max(size);
         let limit = self.limit();

@@ -1,7 +1,7 @@
 //! The steps of a migration, announced to a hook when cargo feature `steps` is on.
 //!
 //! The attack battery tampers and injects failures at them, and the example engine's `--tamper` acts there.
-//! Without the feature [`step`] is empty and inlined away.
+//! Without the feature announcing a step is empty and inlined away.
 
 use crate::error::Error;
 use crate::plan::Plan;

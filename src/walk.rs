@@ -68,6 +68,7 @@ impl<'a, S: Signer> Walk<'a, S> {
         self.bounds.native_fp
     }
 
+    #[inline]
     fn step(&mut self, record: usize, signing: Signing) -> Result<Frame<'a>, Refusal> {
         let Bounds { source, entry_return, native_fp, shadow, .. } = self.bounds;
         let tampered = |evidence, slot| Err(Refusal::Tampered(Tampered { evidence, slot }));
@@ -122,6 +123,7 @@ impl<'a, S: Signer> Walk<'a, S> {
 impl<'a, S: Signer> Iterator for Walk<'a, S> {
     type Item = Result<Frame<'a>, Refusal>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let (record, signing) = self.next.take()?;
         Some(self.step(record, signing))

@@ -131,30 +131,36 @@ impl Table {
         Ok(table)
     }
 
+    #[inline]
     fn header(&self) -> &Header {
         // SAFETY: `write` put a header there; the mapping lives as long as self and is read-only.
         unsafe { self.header.as_ref() }
     }
 
+    #[inline]
     fn ranges(&self) -> &[Range] {
         // SAFETY: `write` put that many ranges behind the header; read-only for self's life.
         unsafe { std::slice::from_raw_parts(self.header.as_ptr().add(1).cast(), self.header().ranges) }
     }
 
+    #[inline]
     fn sites(&self) -> &[Site] {
         // SAFETY: the sites follow the ranges; see `write`.
         unsafe { std::slice::from_raw_parts(self.ranges().as_ptr_range().end.cast(), self.header().sites) }
     }
 
+    #[inline]
     fn slots(&self) -> &[i32] {
         // SAFETY: the slots follow the sites; see `write`.
         unsafe { std::slice::from_raw_parts(self.sites().as_ptr_range().end.cast(), self.header().slots) }
     }
 
+    #[inline]
     fn sites_of(&self, range: &Range) -> &[Site] {
         self.sites().get(range.first_site..).and_then(|rest| rest.get(..range.sites)).unwrap_or_default()
     }
 
+    #[inline]
     fn slots_of(&self, site: &Site) -> &[i32] {
         self.slots().get(site.first_slot..).and_then(|rest| rest.get(..site.slots)).unwrap_or_default()
     }
@@ -207,6 +213,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// See [`Table::find`].
+    #[inline]
     pub fn find(&mut self, pc: RawPc) -> Option<Found<'a>> {
         let address = pc.address();
         // A call can be a function's last instruction: a return address belongs to the range that it ends.

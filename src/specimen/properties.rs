@@ -445,7 +445,7 @@ fn a_span_moves_to_a_smaller_segment() {
 fn slots_at_the_segments_bounds_are_rebased_and_beyond_them_kept() {
     let cases = [
         (Pointer::Base, true),
-        (Pointer::Top, true),
+        (Pointer::Top, false),
         (Pointer::Own(0), true),
         (Pointer::AboveTop, false),
         (Pointer::BelowBase, false),

@@ -212,7 +212,7 @@ impl Specimen {
         let index = |address: usize| (address - base) / 8;
         for slot in frames.iter().flat_map(Seen::pointers) {
             let word = &mut words[index(slot)];
-            if (base as u64..=top as u64).contains(word) {
+            if (base as u64..top as u64).contains(word) {
                 *word = word.wrapping_add(delta as u64);
             }
         }

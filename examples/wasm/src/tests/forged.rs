@@ -13,8 +13,9 @@ use std::process::{Command, Output};
 const VARIABLE: &str = "WASM_TEST_FORGED_LIMIT";
 
 /// The first growth has ended: sets the limit to 0, so that no check sees a full stack again.
-fn forge(step: Step, _: &mut StepInfo<'_>) -> Result<(), cfi_stack::Error> {
+fn forge(step: Step, info: &mut StepInfo<'_>) -> Result<(), cfi_stack::Error> {
     if let (Step::Committed, Some(activation)) = (step, current_activation()) {
+        eprintln!("base=0x{:x}", info.base);
         let limit = activation.as_ptr().wrapping_byte_offset(Activation::LIMIT_OFFSET as isize).cast::<usize>();
         // SAFETY: the limit word of a live activation; the stack's thread, which is this one, wrote it last.
         unsafe { limit.write_volatile(0) };
@@ -55,6 +56,12 @@ fn child(what: &str) -> Output {
     command.output().expect("a child process")
 }
 
+fn number_after(text: &str, label: &str) -> usize {
+    let start = text.find(label).expect(label) + label.len();
+    let digits: String = text[start..].chars().take_while(char::is_ascii_hexdigit).collect();
+    usize::from_str_radix(&digits, 16).expect(label)
+}
+
 #[test]
 fn a_forged_limit_ends_at_the_guard() {
     use std::os::unix::process::ExitStatusExt;
@@ -67,5 +74,8 @@ fn a_forged_limit_ends_at_the_guard() {
         assert_eq!(signal, Some(libc::SIGSEGV), "{what}: {output:?}");
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(error.contains("fatal SIGSEGV si_code=2") && error.contains("in managed code"), "{what}: {error}");
+        let (base, address) = (number_after(&error, "base=0x"), number_after(&error, "addr=0x"));
+        let guard = configurations().next().expect("one").policy.guard;
+        assert!((base - guard..base).contains(&address), "{what}: the guard was stepped over: {error}");
     }
 }
