@@ -1,6 +1,6 @@
 //! The attacker's hook into a migration, and a stack for it to attack.
 
-use crate::child::Verdict;
+use crate::child::{Verdict, leave_room_above_a_canary};
 use crate::managed::{self, Function};
 use crate::memory::{peek, poke};
 use crate::outcome::Code;
@@ -94,6 +94,7 @@ impl Scene {
     pub fn new(policy: Policy) -> Result<Scene, String> {
         let code = managed::register();
         let thread = Thread::attach().map_err(|error| error.to_string())?;
+        leave_room_above_a_canary(policy.guard + policy.initial);
         let stack = Stack::new(&thread, policy).map_err(|error| error.to_string())?;
         Ok(Scene { stack, activation: Box::default(), thread, _code: code })
     }

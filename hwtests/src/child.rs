@@ -52,6 +52,8 @@ pub struct Page {
     readable: [AtomicU8; 2],
     span: [AtomicU64; 4],
     canary: [AtomicU64; 4],
+    /// Where a canary waits.
+    waiting: AtomicU64,
     signal: AtomicI32,
     si_code: AtomicI32,
     address: AtomicU64,
@@ -111,35 +113,21 @@ impl Page {
         !changed(&self.span)
     }
 
-    /// Says where the guard is, and puts a canary below it where nothing is mapped yet.
+    /// Says where the guard is. The page below it must be a canary: one that waits there already
+    /// ([`leave_room_above_a_canary`]), or a new one where nothing is mapped.
     pub fn guard(&self, base: usize, guard: usize) {
-        const CANARY: usize = 4096;
         let low = base - guard;
         self.guard[0].store(low as u64, Relaxed);
         self.guard[1].store(base as u64, Relaxed);
-        // SAFETY: takes only what is free.
-        let mapping = unsafe {
-            libc::mmap(
-                std::ptr::without_provenance_mut(low - CANARY),
-                CANARY,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
-                -1,
-                0,
-            )
-        };
-        if mapping.addr() != low - CANARY {
-            if mapping != libc::MAP_FAILED {
-                // SAFETY: the mapping just made, elsewhere.
-                unsafe { libc::munmap(mapping, CANARY) };
-            }
+        let canary = low - CANARY;
+        if self.waiting.load(Relaxed) as usize != canary && map_canary(canary, CANARY) != Some(canary) {
             return;
         }
         for word in 0..CANARY / 8 {
-            // SAFETY: within the page just mapped.
-            unsafe { memory::poke(low - CANARY + word * 8, 0x5afe_5afe_0000 + word as u64) };
+            // SAFETY: within a page that `map_canary` has mapped for this.
+            unsafe { memory::poke(canary + word * 8, 0x5afe_5afe_0000 + word as u64) };
         }
-        freeze(&self.canary, low - CANARY, CANARY / 8);
+        freeze(&self.canary, canary, CANARY / 8);
     }
 
     /// One past the guard: the segment's base.
@@ -149,6 +137,42 @@ impl Page {
 
     fn in_guard(&self, address: u64) -> bool {
         (self.guard[0].load(Relaxed)..self.guard[1].load(Relaxed)).contains(&address)
+    }
+}
+
+/// Size of a canary: a page.
+const CANARY: usize = 4096;
+
+/// Maps memory at `address`, or anywhere for 0, where nothing is mapped yet.
+fn map_canary(address: usize, bytes: usize) -> Option<usize> {
+    let fixed = if address == 0 { 0 } else { libc::MAP_FIXED_NOREPLACE };
+    // SAFETY: takes only what is free.
+    let mapping = unsafe {
+        libc::mmap(
+            std::ptr::without_provenance_mut(address),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed,
+            -1,
+            0,
+        )
+    };
+    (mapping != libc::MAP_FAILED).then(|| mapping.expose_provenance())
+}
+
+/// Leaves a hole of `bytes` bytes with a canary below it, where the kernel will map what comes next.
+pub fn leave_room_above_a_canary(bytes: usize) {
+    /// More gaps that fit as well than an address space has.
+    const GAPS: usize = 64;
+    let Some(canary) = map_canary(0, CANARY + bytes) else { return };
+    let hole = canary + CANARY;
+    // SAFETY: the upper part of the mapping just made, which nobody knows.
+    let unmap = || unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(hole), bytes) };
+    unmap();
+    // What does not land in the hole stays, and fills the gap that came before it.
+    if (0..GAPS).any(|_| map_canary(0, bytes) == Some(hole)) {
+        unmap();
+        page().waiting.store(canary as u64, Relaxed);
     }
 }
 
@@ -277,6 +301,7 @@ pub struct End {
     pub instruction: u32,
     span_changed: bool,
     beyond_guard: bool,
+    has_canary: bool,
     on_guard: bool,
     on_store: bool,
     on_poisoned: bool,
@@ -315,6 +340,7 @@ pub fn run(body: impl FnOnce() -> Verdict) -> End {
         instruction: page.instruction.load(Relaxed) as u32,
         span_changed: changed(&page.span),
         beyond_guard: changed(&page.canary),
+        has_canary: page.canary[1].load(Relaxed) != 0,
         on_guard: page.in_guard(address),
         on_store: address == page.store.load(Relaxed),
         on_poisoned: pc == page.poisoned.load(Relaxed),
@@ -402,9 +428,9 @@ fn verdict(page: &Page) -> Verdict {
 }
 
 impl End {
-    /// Whether memory beyond the guard has changed.
-    pub fn is_beyond_guard(&self) -> bool {
-        self.beyond_guard
+    /// Whether the canary beyond the guard is there and untouched.
+    pub fn spared_what_lies_beyond(&self) -> bool {
+        self.has_canary && !self.beyond_guard
     }
 
     /// The code that this end is, by the rules of evidence.
@@ -428,6 +454,9 @@ impl End {
             (How::Caught, libc::SIGABRT, _) if one_line_of_tampering(&self.stderr) => Code::K,
             _ => return stray(),
         };
+        if code == Code::G && !self.has_canary {
+            return Err("G, but no canary lay beyond the guard".into());
+        }
         if self.beyond_guard {
             return Err(format!("{code}, but memory beyond the guard has changed"));
         }

@@ -46,7 +46,7 @@ pub fn all(class: &Class) -> Report {
     // si_code SI_KERNEL (signal_setup_done, force_sig): the evidence is where the stack pointer stood, and the canary.
     let [named, sp, ..] = end.notes;
     let forced = end.signal == libc::SIGSEGV && end.si_code == SI_KERNEL && end.sp == sp;
-    if named == 1 && forced && !end.is_beyond_guard() {
+    if named == 1 && forced && end.spared_what_lies_beyond() {
         tally.seen("a handler without SA_ONSTACK, named beforehand", Code::G, &end);
     } else {
         tally.fail(format!("a handler without SA_ONSTACK: {end}"));
