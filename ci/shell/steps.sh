@@ -4,8 +4,8 @@
 # steps_of_class: the steps of the loaded class, in order.
 steps_of_class() {
     case $class in
-        host) echo fmt clippy lib doc engine battery suite suite-relocate bench fuzz ;;
-        arm-fpac) echo clippy lib battery suite suite-relocate ;;
+        host) echo fmt clippy audit lib doc engine battery suite suite-relocate bench fuzz ;;
+        arm-fpac) echo clippy audit lib battery suite suite-relocate ;;
         macho-arm64e) echo assemble check ;;
         *) echo lib battery $([ "$suite" = none ] || echo suite suite-relocate) ;;
     esac
@@ -15,7 +15,7 @@ steps_of_class() {
 builds_of_step() {
     case $1 in
         lib) echo "$isa test --no-run -p cfi-stack --lib --tests --all-features" ;;
-        battery) echo "$isa build --release -p cfi-hwtests" ;;
+        battery | audit) echo "$isa build --release -p cfi-hwtests" ;;
         suite | suite-relocate) echo "$isa build --release -p wasm" ;;
         engine) echo "$isa test --no-run --release -p wasm" ;;
         bench) echo "$isa bench --no-run --workspace" ;;
@@ -63,6 +63,8 @@ step_clippy() {
         "$CI/cargo" "$isa" clippy -p cfi-stack --all-targets --all-features -- -D warnings
     fi
 }
+
+step_audit() { "$CI/audit" "$isa"; }
 
 step_fuzz() { "$CI/fuzz" "${CFI_STACK_FUZZ_SECONDS:-60}"; }
 
