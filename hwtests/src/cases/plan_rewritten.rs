@@ -52,6 +52,8 @@ enum End {
     Code(Code),
     /// P in the stub; at the return when the word happens to fit under the other key too.
     InStub,
+    /// K, because a signed word is not the planned address; at the return when the victim's signature happens to be all zeroes.
+    NotThePlannedWord,
     /// P in the victim's compiled return; C when its old signature happens to fit its new place.
     AtReturn,
 }
@@ -63,6 +65,10 @@ const fn same(code: Code) -> Expected {
 const fn signed(signed: End, unsigned: Code) -> Expected {
     Expected { pac: signed, gcs: signed, unsigned: End::Code(unsigned) }
 }
+
+/// With a GCS the entries behind it no longer match, whatever the word.
+const NO_KEY: Expected =
+    Expected { pac: End::NotThePlannedWord, gcs: End::Code(Code::K), unsigned: End::Code(Code::C) };
 
 const ENTRIES: [EntryAttack; 10] = [
     EntryAttack {
@@ -110,8 +116,8 @@ const ENTRIES: [EntryAttack; 10] = [
     EntryAttack {
         what: "no key",
         rewrite: |plan, _| plan[VICTIM].signing = Signing::None as u64,
-        before_rebase: signed(End::Code(Code::K), Code::C),
-        after_rebase: signed(End::Code(Code::K), Code::C),
+        before_rebase: NO_KEY,
+        after_rebase: NO_KEY,
     },
     EntryAttack {
         what: "no key and the signed word as pc",
@@ -233,17 +239,19 @@ pub fn all(class: &Class) -> Report {
                     Column::PacGcs => expected.gcs,
                     Column::Cet | Column::Bare => expected.unsigned,
                 };
-                let [fits, fits_other_key, ..] = end.notes.map(|note| note == 1);
+                let [fits, fits_other_key, looks_unsigned, ..] = end.notes.map(|note| note == 1);
                 let at_return = match code {
                     End::AtReturn => true,
                     End::InStub => fits_other_key,
+                    End::NotThePlannedWord => looks_unsigned,
                     End::Code(_) => false,
                 };
                 let code = match code {
                     End::Code(code) => code,
-                    End::InStub | End::AtReturn if fits => Code::C,
+                    End::NotThePlannedWord if !looks_unsigned => Code::K,
+                    _ if fits => Code::C,
                     End::InStub if !fits_other_key => class.stub_failure(),
-                    End::InStub | End::AtReturn => class.return_failure(),
+                    End::InStub | End::AtReturn | End::NotThePlannedWord => class.return_failure(),
                 };
                 tally.attack(&format!("{} at {step:?}, {key}", attack.what), &end, &[code]);
                 if at_return {
@@ -289,6 +297,7 @@ fn rewrite(function: Function, step: Step, rewrite: Rewrite, poisons: bool) -> V
         let fits = word == Some(cpu::sign(raw, place, function.signing));
         page().notes[0].store(u64::from(fits), Relaxed);
         page().notes[1].store(u64::from(fits_other_key), Relaxed);
+        page().notes[2].store(u64::from(victim.word == raw), Relaxed);
         if poisons && let Some(word) = word {
             page().poisoned.store(cpu::poisoned(word, place, function.signing), Relaxed);
         }

@@ -81,7 +81,7 @@ pub fn at_every_call(class: &Class) -> Report {
 pub fn leave(class: &Class) -> Report {
     let mut tally = Tally::new(class);
     for always in [false, true] {
-        for depth in [0, 1, 50, 254, 255, 256, 600, 3000] {
+        for depth in [0, 1, 50, 252, 253, 254, 255, 256, 508, 600, 3000] {
             let depth = if always { depth.min(300) } else { depth };
             let end = run(|| {
                 let mut scene = Scene::new(Policy { relocate_always: always, ..policy() })?;
