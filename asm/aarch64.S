@@ -30,10 +30,9 @@
 #define SEAL            24
 #define SEGMENT         32
 #define SHADOW_TOP      40
-#define LAST_EXIT_FP    48
-#define IDENTITY        56
-#define GENERATION      64
-#define OUTCOME         72
+#define IDENTITY        48
+#define GENERATION      56
+#define OUTCOME         64
 /* struct Activation, src/engine.rs */
 #define ACT_CONTROL     8
 #define ACT_SCRATCH     16
@@ -81,6 +80,12 @@
 #endif
         .p2align 4
 \name:
+        .endm
+
+        .macro END name
+#ifdef __ELF__
+        .size   \name, . - \name
+#endif
         .endm
 
 /* The mode word: read-only memory. */
@@ -160,6 +165,31 @@ LOCAL(plain\@):
 LOCAL(gcs_off\@):
         .endm
 
+/* Where enter's frame keeps the callee-saved registers, from its CFA. */
+        .macro ENTRY_SAVES
+        .cfi_offset x19, -160
+        .cfi_offset x20, -152
+        .cfi_offset x21, -144
+        .cfi_offset x22, -136
+        .cfi_offset x23, -128
+        .cfi_offset x24, -120
+        .cfi_offset x25, -112
+        .cfi_offset x26, -104
+        .cfi_offset x27, -96
+        .cfi_offset x28, -88
+        .cfi_offset d8, -80
+        .cfi_offset d9, -72
+        .cfi_offset d10, -64
+        .cfi_offset d11, -56
+        .cfi_offset d12, -48
+        .cfi_offset d13, -40
+        .cfi_offset d14, -32
+        .cfi_offset d15, -24
+        .endm
+
+        HIDDEN  SYM(cfi_stack_published) /* Rust's: never another module's of the same name */
+        HIDDEN  SYM(cfi_stack_on_grow)
+
         .text
 
 /*
@@ -198,24 +228,7 @@ FUNC SYM(cfi_stack_enter)
         stp     d10, d11, [sp, #112]
         stp     d12, d13, [sp, #128]
         stp     d14, d15, [sp, #144]
-        .cfi_offset x19, -160
-        .cfi_offset x20, -152
-        .cfi_offset x21, -144
-        .cfi_offset x22, -136
-        .cfi_offset x23, -128
-        .cfi_offset x24, -120
-        .cfi_offset x25, -112
-        .cfi_offset x26, -104
-        .cfi_offset x27, -96
-        .cfi_offset x28, -88
-        .cfi_offset d8, -80
-        .cfi_offset d9, -72
-        .cfi_offset d10, -64
-        .cfi_offset d11, -56
-        .cfi_offset d12, -48
-        .cfi_offset d13, -40
-        .cfi_offset d14, -32
-        .cfi_offset d15, -24
+        ENTRY_SAVES
         mov     x19, x0
         str     x29, [x19, #NATIVE_SP]
         MODE    x15
@@ -228,7 +241,13 @@ FUNC SYM(cfi_stack_enter)
         str     x9, [x19, #SEAL]
 1:      ldr     x9, [x19, #SEGMENT]
         LOAD_RECORD x9, x10, x11, x12, x13, x14, x17, x15
-        SHADOW_SWITCH x19, NATIVE_TOKEN, TOKEN, x9
+        ldr     x14, [x19, #IDENTITY]
+        ldr     x17, [x19, #GENERATION]
+        cmp     x12, x14
+        ccmp    x13, x17, #0, eq
+        b.eq    2f
+        brk     #BRK_GA                 /* another stack's segment */
+2:      SHADOW_SWITCH x19, NATIVE_TOKEN, TOKEN, x9
         mov     sp, x11
         mov     x16, x1
         mov     x0, x2
@@ -262,12 +281,14 @@ LOCAL(back_to_native):                  /* x19 control, x29 verified, x0 result,
         .endr
         AUTHENTICATED_RETURN
         .cfi_endproc
+END SYM(cfi_stack_enter)
 
 /*
  * leave(Activation *act, u64 code) -> !
  *
  * Pops both stacks to the entry frame; enter returns code.
- *   in       x0 act, x1 code; called by managed code, or jumped to by a rewritten signal context
+ *   in       x0 act, x1 code; called by managed code, or jumped to by a rewritten signal context: then x30 is no return
+ *            address, and a debugger stopped in the first instructions loses the frames below
  *   stack    native: back in enter's frame, found in control and believed only if sealed; managed: abandoned
  *   shadow   managed: popped to its top by gcspopm, token left there; native: as enter found it
  *   signs    nothing; enter's return authenticates
@@ -275,20 +296,25 @@ LOCAL(back_to_native):                  /* x19 control, x29 verified, x0 result,
 FUNC SYM(cfi_stack_leave)
         .cfi_startproc
         .cfi_signal_frame
+#ifdef __APPLE__
+        .cfi_b_key_frame
+#endif
+        .cfi_undefined x19
         hint    #34                     /* bti c */
         ldr     x19, [x0, #ACT_CONTROL]
         mov     x0, x1
         mov     x9, #OUTCOME_LEFT
         str     x9, [x19, #OUTCOME]
-LOCAL(unwind):                          /* x19 control, x0 result, managed shadow stack */
         ldr     x11, [x19, #NATIVE_SP]
         VERIFY_NATIVE x11, x19, x9, x10
         mov     x29, x11
-        mov     sp, x11
         .cfi_def_cfa x29, 176
         .cfi_negate_ra_state
         .cfi_offset x29, -176
         .cfi_offset x30, -168
+        ENTRY_SAVES
+        mov     sp, x11
+LOCAL(unwind):                          /* x19 control, x29 and sp enter's, x0 result, managed shadow stack */
         UNLESS_GCS LOCAL(back_to_native)
         ldr     x10, [x19, #SHADOW_TOP]
         mrs     x9, S3_3_C2_C5_1        /* gcspr_el0 */
@@ -298,6 +324,7 @@ LOCAL(unwind):                          /* x19 control, x0 result, managed shado
         add     x9, x9, #8
         b       1b
         .cfi_endproc
+END SYM(cfi_stack_leave)
 
 /*
  * u64 exit(Activation *act, u64 (*f)(u64, u64, u64), u64 a0, u64 a1, u64 a2)
@@ -324,7 +351,6 @@ FUNC SYM(cfi_stack_exit)
         mov     x29, sp
         .cfi_def_cfa x29, 16
         ldr     x9, [x0, #ACT_CONTROL]
-        str     x29, [x9, #LAST_EXIT_FP]
         ldr     x11, [x9, #NATIVE_SP]
         VERIFY_NATIVE x11, x9, x10, x12
         SHADOW_SWITCH x9, TOKEN, NATIVE_TOKEN, x10
@@ -344,6 +370,7 @@ FUNC SYM(cfi_stack_exit)
         .cfi_restore x30
         AUTHENTICATED_RETURN
         .cfi_endproc
+END SYM(cfi_stack_exit)
 
 /*
  * grow(Activation *act, usize bytes)
@@ -378,7 +405,6 @@ FUNC SYM(cfi_stack_grow)
         .cfi_def_cfa x29, 16
         str     x15, [x0, #ACT_SCRATCH]
         ldr     x16, [x0, #ACT_CONTROL]
-        str     x29, [x16, #LAST_EXIT_FP]
         ldr     x17, [x16, #NATIVE_SP]
         VERIFY_NATIVE x17, x16, x15, x30
         ldr     x15, [x0, #ACT_SCRATCH]
@@ -456,8 +482,18 @@ FUNC SYM(cfi_stack_grow)
         AUTHENTICATED_RETURN
         .cfi_restore_state
 1:      mov     x19, x17
+        .cfi_undefined x19
+        ldr     x11, [x19, #NATIVE_SP]
+        VERIFY_NATIVE x11, x19, x9, x10
+        mov     x29, x11
+        .cfi_def_cfa x29, 176
+        .cfi_offset x29, -176
+        .cfi_offset x30, -168
+        ENTRY_SAVES
+        mov     sp, x11
         b       LOCAL(unwind)
         .cfi_endproc
+END SYM(cfi_stack_grow)
 
 /*
  * One entry of rebind for one key. x9 slot, x10 planned pc, x12 old modifier, x7 delta, x5 shadow or 0.
@@ -490,7 +526,8 @@ LOCAL(bound\@):
  *
  * Re-binds the planned return addresses: each is authenticated at its old place, must be the planned one, is signed
  * for its new place and stored there. Delta comes from the sealed records, in registers.
- *   in       x0 source, x1 destination, x2 lowest address of the span, x3 plan, x4 count, x5 shadow or 0
+ *   in       x0 source, x1 destination, x2 lowest address of the span, x3 plan, x4 count, x5 shadow, or 0 where GCS is
+ *            off: the CPU is asked whether it is
  *   out      x0 0; or entries left * 2, plus 1 when the entry's place lies outside the span
  *   clobbers x0-x17, flags; a leaf: nothing on either stack
  *   signs    return addresses, key as planned, modifier slot + 8 + delta; only what has just authenticated with the
@@ -501,7 +538,10 @@ LOCAL(bound\@):
 FUNC SYM(cfi_stack_rebind)
         .cfi_startproc
         hint    #34                     /* bti c */
-        MODE    x15
+        cbnz    x5, 6f
+        UNLESS_GCS 6f
+        b       LOCAL(rebind_bounds)
+6:      MODE    x15
         LOAD_RECORD x0, x8, x6, x9, x10, x16, x17, x15
         LOAD_RECORD x1, x11, x7, x12, x13, x16, x17, x15
         cmp     x9, x12                 /* the same stack … */
@@ -529,8 +569,7 @@ FUNC SYM(cfi_stack_rebind)
         b.eq    2f
         cmp     x11, #2
         b.eq    3f
-        cbnz    x11, LOCAL(rebind_bounds)
-        b       4f
+        b       LOCAL(rebind_bounds)    /* unsigned, or no signing at all: the entry was rewritten */
 2:      REBIND  autia, pacia, BRK_IA
         b       5f
 3:      REBIND  autib, pacib, BRK_IB
@@ -539,6 +578,10 @@ FUNC SYM(cfi_stack_rebind)
         cmp     x16, x10
         b.ne    LOCAL(rebind_word)
         ldr     x17, [x9, x7]
+        cmp     x16, x17
+        b.ne    LOCAL(rebind_word)
+        cbz     x5, 5f
+        ldr     x17, [x5], #8
         cmp     x16, x17
         b.ne    LOCAL(rebind_word)
 5:      add     x3, x3, #PLAN_SIZE
@@ -555,6 +598,7 @@ LOCAL(rebind_word):
         lsl     x0, x4, #1
         ret
         .cfi_endproc
+END SYM(cfi_stack_rebind)
 
 /*
  * usize cfi_stack_authenticate_a(u64 word, u64 modifier), …_b: the raw address, for look-up. A failure ends the
@@ -578,8 +622,10 @@ LOCAL(authentic\@):
 
 FUNC SYM(cfi_stack_authenticate_a)
         AUTHENTICATE autia, BRK_IA
+END SYM(cfi_stack_authenticate_a)
 FUNC SYM(cfi_stack_authenticate_b)
         AUTHENTICATE autib, BRK_IB
+END SYM(cfi_stack_authenticate_b)
 
 /*
  * void cfi_stack_seal(Record *record, usize base, usize top, u64 identity, u64 generation)
@@ -603,6 +649,7 @@ FUNC SYM(cfi_stack_seal)
 1:      str     xzr, [x0, #REC_SEAL]
         ret
         .cfi_endproc
+END SYM(cfi_stack_seal)
 
 /*
  * void cfi_stack_reseal(Record *record, u64 generation)
@@ -626,6 +673,7 @@ FUNC SYM(cfi_stack_reseal)
         str     x6, [x0, #REC_SEAL]
 1:      ret
         .cfi_endproc
+END SYM(cfi_stack_reseal)
 
 /* usize cfi_stack_shadow_pointer(void): GCSPR_EL0, 0 where GCS is off. A leaf; clobbers x0, x16. */
 FUNC SYM(cfi_stack_shadow_pointer)
@@ -638,6 +686,7 @@ FUNC SYM(cfi_stack_shadow_pointer)
 LOCAL(no_gcs):
         ret
         .cfi_endproc
+END SYM(cfi_stack_shadow_pointer)
 
 /* u64 cfi_stack_pac_field(void): the bits that a signature may take in a code address. A leaf; needs FEAT_PAuth. */
 FUNC SYM(cfi_stack_pac_field)
@@ -650,6 +699,7 @@ FUNC SYM(cfi_stack_pac_field)
         eor     x0, x0, x16
         ret
         .cfi_endproc
+END SYM(cfi_stack_pac_field)
 
 #ifdef __ELF__
 /* u64 cfi_stack_id_isar1(void), …_isar2: ID registers, which the kernel lets user code read (HWCAP_CPUID). */
@@ -659,12 +709,14 @@ FUNC SYM(cfi_stack_id_isar1)
         mrs     x0, S3_0_C0_C6_1        /* id_aa64isar1_el1 */
         ret
         .cfi_endproc
+END SYM(cfi_stack_id_isar1)
 FUNC SYM(cfi_stack_id_isar2)
         .cfi_startproc
         hint    #34                     /* bti c */
         mrs     x0, S3_0_C0_C6_2        /* id_aa64isar2_el1 */
         ret
         .cfi_endproc
+END SYM(cfi_stack_id_isar2)
 #endif
 
 /*
@@ -688,6 +740,7 @@ FUNC SYM(cfi_stack_key_print)
         mov     x0, x16
         ret
         .cfi_endproc
+END SYM(cfi_stack_key_print)
 
 #ifdef __ELF__
 /* The object has a landing pad at every indirect target, signs its return addresses and keeps a GCS true:

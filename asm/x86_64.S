@@ -29,8 +29,7 @@
 #define TOKEN           16
 #define SEGMENT         32
 #define SHADOW_TOP      40
-#define LAST_EXIT_FP    48
-#define OUTCOME         72
+#define OUTCOME         64
 /* struct Activation, src/engine.rs */
 #define ACT_CONTROL     8
 #define ACT_SCRATCH     16
@@ -74,6 +73,8 @@
         saveprevssp
 .Lshadow_off\@:
         .endm
+
+        .hidden cfi_stack_on_grow       /* Rust's: never another module's of the same name */
 
         .text
 
@@ -148,7 +149,8 @@ END cfi_stack_enter
  * leave(Activation *act, u64 code) -> !
  *
  * Pops both stacks to the entry frame; enter returns code.
- *   in       rdi act, rsi code; called by managed code, or jumped to by a rewritten signal context
+ *   in       rdi act, rsi code; called by managed code, or jumped to by a rewritten signal context: then no return
+ *            address lies at rsp, and a debugger stopped in the first instructions loses the frames below
  *   stack    native: back in enter's frame; managed: abandoned up to record.top
  *   shadow   managed: popped to its top by incsspq, token left there; native: as enter found it
  *   signs    nothing
@@ -157,12 +159,12 @@ FUNC cfi_stack_leave
         .cfi_startproc
         .cfi_signal_frame
         endbr64
+        .cfi_undefined %r12
         mov     ACT_CONTROL(%rdi), %r12
         mov     %rsi, %rax
         movq    $OUTCOME_LEFT, OUTCOME(%r12)
-.Lunwind:                               /* r12 control, rax result, managed shadow stack */
-        mov     NATIVE_SP(%r12), %rsp
-        lea     ENTRY_FRAME(%rsp), %rbp
+        mov     NATIVE_SP(%r12), %r11
+        lea     ENTRY_FRAME(%r11), %rbp
         .cfi_def_cfa %rbp, 16
         .cfi_offset %rbp, -16
         .cfi_offset %rbx, -24
@@ -170,6 +172,8 @@ FUNC cfi_stack_leave
         .cfi_offset %r13, -40
         .cfi_offset %r14, -48
         .cfi_offset %r15, -56
+        mov     %r11, %rsp
+.Lunwind:                               /* r12 control, rsp and rbp enter's, rax result, managed shadow stack */
         xor     %r10d, %r10d
         rdsspq  %r10
         test    %r10, %r10
@@ -183,7 +187,9 @@ FUNC cfi_stack_leave
         incsspq %r10
         sub     %r10, %r11
         jmp     1b
-2:      incsspq %r11
+2:      test    %r11, %r11
+        jz      .Lback_to_native        /* incsspq reads the top entry even when it pops none */
+        incsspq %r11
         jmp     .Lback_to_native
         .cfi_endproc
 END cfi_stack_leave
@@ -208,7 +214,6 @@ FUNC cfi_stack_exit
         mov     %rsp, %rbp
         .cfi_def_cfa_register %rbp
         mov     ACT_CONTROL(%rdi), %r11
-        mov     %rbp, LAST_EXIT_FP(%r11)
         SHADOW_SWITCH r11, TOKEN, NATIVE_TOKEN, r9, r10
         mov     NATIVE_SP(%r11), %rsp
         push    %r11
@@ -263,7 +268,6 @@ FUNC cfi_stack_grow
         .cfi_def_cfa_register %rbp
         mov     %r11, ACT_SCRATCH(%rdi) /* nothing more goes on the managed segment */
         mov     ACT_CONTROL(%rdi), %r11
-        mov     %rbp, LAST_EXIT_FP(%r11)
         mov     NATIVE_SP(%r11), %rsp
         sub     $GROW_SIZE, %rsp
         mov     %rax, GROW_RAX(%rsp)
@@ -310,6 +314,15 @@ FUNC cfi_stack_grow
         ret
         .cfi_restore_state
 1:      mov     %r11, %r12
+        .cfi_undefined %r12
+        mov     NATIVE_SP(%r12), %r11
+        lea     ENTRY_FRAME(%r11), %rbp
+        .cfi_offset %rbx, -24
+        .cfi_offset %r12, -32
+        .cfi_offset %r13, -40
+        .cfi_offset %r14, -48
+        .cfi_offset %r15, -56
+        mov     %r11, %rsp
         jmp     .Lunwind
         .cfi_endproc
 END cfi_stack_grow
@@ -321,7 +334,8 @@ END cfi_stack_grow
  * Takes the planned return addresses over. Nothing is signed on this ISA, and the records are not sealed: each word must be
  * the one that was planned with and, where shadow is not null, the shadow stack's own, and must lie in the
  * destination already; else it stops. It writes nothing, so a rewritten record leads no store astray.
- *   in       rdi source, rsi destination, rdx lowest address of the span, rcx plan, r8 count, r9 shadow or 0
+ *   in       rdi source, rsi destination, rdx lowest address of the span, rcx plan, r8 count, r9 shadow, or 0 where
+ *            shadow stacks are off: the CPU is asked whether they are
  *   out      rax 0; or entries left * 2, plus 1 when the entry's place lies outside the span
  *   clobbers rcx r8 r9 r10 r11 rdx rsi rdi, flags
  *   stack    a leaf: nothing on either
@@ -329,6 +343,14 @@ END cfi_stack_grow
 FUNC cfi_stack_rebind
         .cfi_startproc
         endbr64
+        test    %r9, %r9
+        jnz     6f
+        xor     %r11d, %r11d
+        rdsspq  %r11
+        test    %r11, %r11
+        jnz     3f
+6:      cmp     REC_BASE(%rdi), %rdx
+        jb      3f
         mov     REC_TOP(%rdi), %rdi
         mov     REC_TOP(%rsi), %rax
         mov     REC_BASE(%rsi), %rsi

@@ -21,7 +21,7 @@ pub const STUB_SIGNING: Signing = if cfg!(target_arch = "x86_64") {
 pub(crate) const ENTRY_FP_OFFSET: usize = if cfg!(target_arch = "x86_64") { 48 } else { 0 };
 
 unsafe extern "C" {
-    fn cfi_stack_enter(control: *mut Control, entry: usize, a0: usize, a1: usize, a2: usize, a3: usize) -> u64;
+    fn cfi_stack_enter(control: *mut Control, entry: RawPc, a0: usize, a1: usize, a2: usize, a3: usize) -> u64;
     fn cfi_stack_entry_return();
     fn cfi_stack_grow();
     fn cfi_stack_exit();
@@ -38,9 +38,9 @@ unsafe extern "C" {
     fn cfi_stack_reseal(record: *mut Record, generation: u64);
     fn cfi_stack_shadow_pointer() -> usize;
     #[cfg(target_arch = "aarch64")]
-    fn cfi_stack_authenticate_a(word: u64, modifier: u64) -> usize;
+    fn cfi_stack_authenticate_a(word: SignedPc, modifier: Modifier) -> RawPc;
     #[cfg(target_arch = "aarch64")]
-    fn cfi_stack_authenticate_b(word: u64, modifier: u64) -> usize;
+    fn cfi_stack_authenticate_b(word: SignedPc, modifier: Modifier) -> RawPc;
     #[cfg(target_arch = "aarch64")]
     fn cfi_stack_pac_field() -> u64;
     #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
@@ -59,7 +59,7 @@ unsafe extern "C" {
 pub(crate) unsafe fn enter(control: *mut Control, entry: RawPc, args: [usize; 4]) -> u64 {
     let [a0, a1, a2, a3] = args;
     // SAFETY: the caller's; the mode word is set because a `Thread` exists.
-    unsafe { cfi_stack_enter(control, entry.address(), a0, a1, a2, a3) }
+    unsafe { cfi_stack_enter(control, entry, a0, a1, a2, a3) }
 }
 
 /// Address behind the call in `enter`: what the oldest managed frame returns to.
@@ -151,13 +151,13 @@ pub(crate) fn shadow_pointer() -> usize {
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn authenticate(word: SignedPc, signing: Signing, modifier: Modifier) -> RawPc {
     // SAFETY: computes on registers; the caller has seen that the instructions are there (`Hardware::enforces`).
-    RawPc::new(unsafe {
+    unsafe {
         match signing {
-            Signing::None => word.word() as usize,
-            Signing::A => cfi_stack_authenticate_a(word.word(), modifier.value()),
-            Signing::B => cfi_stack_authenticate_b(word.word(), modifier.value()),
+            Signing::B => cfi_stack_authenticate_b(word, modifier),
+            // The caller enforces, so it is A; anything else must not come back unauthenticated.
+            Signing::A | Signing::None => cfi_stack_authenticate_a(word, modifier),
         }
-    })
+    }
 }
 
 /// There is nothing to authenticate on this ISA.

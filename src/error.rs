@@ -91,7 +91,7 @@ impl fmt::Display for Error {
             Error::Immovable(pc) => write!(f, "the frame returned to at {pc} is registered as not movable"),
             Error::Unsigned(pc) => write!(
                 f,
-                "the frame returned to at {pc} signs no return address on a CPU that authenticates: compile it with pac-ret"
+                "the function that holds {pc} signs no return address on a CPU that authenticates: compile it with pac-ret"
             ),
             Error::Layout { start, rule } => write!(f, "code at {start}: {rule}"),
             Error::Overlap => write!(f, "source and destination of the move overlap"),

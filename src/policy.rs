@@ -1,13 +1,15 @@
 //! The embedder's numbers: how small a stack starts, how far it grows, what it keeps in reserve.
 
 use crate::error::Error;
+use crate::segment::page_size;
 
-/// How one stack behaves. All sizes in bytes.
+/// How one stack behaves. All sizes in bytes. The default starts at one page and goes to 64 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Size of the first data segment. A multiple of the page size.
     pub initial: usize,
-    /// Largest data segment. A multiple of the page size, not below `initial`.
+    /// Largest data segment. A multiple of the page size, not below `initial`. Where there is a shadow stack, each stack maps
+    /// 8 / `smallest_frame` of it for return addresses: 32 MiB of addresses, not of memory, by default.
     pub maximum: usize,
     /// Room below the limit that managed code may use unchecked: its largest frame without an entry thunk,
     /// leaves that do not check, and the 16-byte frame record of `grow` or `exit`. At most half of `initial`.
@@ -29,10 +31,10 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Policy {
-            initial: 4096,
+            initial: page_size(),
             maximum: 64 << 20,
             reserve: 1024,
-            guard: 64 << 10,
+            guard: page_size().max(64 << 10),
             smallest_frame: 16,
             shadow_reserve: 4096,
             relocate_always: false,
@@ -40,6 +42,9 @@ impl Default for Policy {
         }
     }
 }
+
+/// Bytes of a frame record: no frame is smaller.
+const SMALLEST_RECORD: usize = 16;
 
 /// Largest stack that may be asked for: above it, sizes derived from it could wrap.
 const LARGEST: usize = 1 << 40;
@@ -69,9 +74,11 @@ impl Policy {
         )
     }
 
-    /// Shadow-stack bytes that a data segment of `data` bytes may need: law 2.
+    /// Shadow-stack bytes that a data segment of `data` bytes may need: law 2. `grow` refuses frames below
+    /// `smallest_frame`, but nothing looks at those in the first segment: there every frame may be a record alone.
     pub(crate) fn shadow_need(&self, data: usize) -> usize {
-        (data / self.smallest_frame).saturating_add(1).saturating_mul(8).saturating_add(self.shadow_reserve)
+        let frames = (data / self.smallest_frame).max(self.initial / SMALLEST_RECORD);
+        frames.saturating_add(1).saturating_mul(8).saturating_add(self.shadow_reserve)
     }
 
     /// The size to grow to from `present` when `needed` bytes must fit: double, and double again.

@@ -75,7 +75,7 @@ impl Segment {
         }
         .map_err(failed)?
         .cast::<u8>();
-        let base = mapping.addr().get() + guard;
+        let base = mapping.as_ptr().expose_provenance() + guard;
         let mut segment = Segment { mapping, mapped, record: Box::default() };
         // SAFETY: the range is the upper part of the mapping made above, which nobody else knows yet.
         unsafe {

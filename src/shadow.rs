@@ -47,15 +47,15 @@ impl ShadowStack {
     }
 
     /// The words above the token at `token`, youngest first; `None` when there can be no token there.
-    pub(crate) fn entries(&self, token: usize) -> Option<&'static [u64]> {
+    pub(crate) fn entries(&self, token: usize) -> Option<&[u64]> {
         let lowest = self.mapping + self.guard;
         if !token.is_multiple_of(8) || token < lowest || token >= self.top() {
             return None;
         }
         let first = token + 8;
         let words = (self.top() - first) / 8;
-        // SAFETY: the words lie in the mapping, which only the stack's drop unmaps; ordinary code can read a shadow
-        // stack but not write it, and nothing runs on this one while its token stands.
+        // SAFETY: the words lie in the mapping, which self owns; ordinary code can read a shadow stack but not write
+        // it, and nothing runs on this one while its token stands.
         Some(unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(first), words) })
     }
 }
@@ -85,7 +85,7 @@ mod system {
             errno: std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::ENOMEM),
         };
         // SAFETY: a mapping at an address of the kernel's choice touches no existing memory.
-        let mapping = unsafe { libc::syscall(SYS_MAP_SHADOW_STACK, 0, mapped, SHADOW_STACK_SET_TOKEN) };
+        let mapping = unsafe { libc::syscall(SYS_MAP_SHADOW_STACK, 0_usize, mapped, SHADOW_STACK_SET_TOKEN) };
         if mapping == -1 {
             return Err(failed("a shadow stack", mapped));
         }

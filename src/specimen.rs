@@ -421,6 +421,7 @@ impl Specimen {
             stub: self.stub,
             entry_return: ENTRY_RETURN,
             native_fp: NATIVE_FP,
+            smallest_frame: 16,
             shadow: self.shadow.as_deref(),
         }
     }

@@ -5,6 +5,7 @@ use crate::arch::{self, ENTRY_FP_OFFSET};
 use crate::codemap::table::Reading;
 use crate::engine::{Activation, Exit};
 use crate::error::Error;
+use crate::features;
 use crate::pac::hardware::Hardware;
 use crate::pac::{RawPc, Signer, Signing, Tampered};
 use crate::plan::{Plan, Rebinding, signing_of};
@@ -29,7 +30,6 @@ pub struct Control {
     seal: u64,
     segment: *const Record,
     shadow_top: usize,
-    last_exit_fp: usize,
     identity: u64,
     generation: u64,
     outcome: u64,
@@ -41,12 +41,20 @@ const _: () = {
     assert!(std::mem::offset_of!(Control, seal) == 24);
     assert!(std::mem::offset_of!(Control, segment) == 32);
     assert!(std::mem::offset_of!(Control, shadow_top) == 40);
-    assert!(std::mem::offset_of!(Control, last_exit_fp) == 48);
-    assert!(std::mem::offset_of!(Control, identity) == 56);
-    assert!(std::mem::offset_of!(Control, generation) == 64);
-    assert!(std::mem::offset_of!(Control, outcome) == 72);
+    assert!(std::mem::offset_of!(Control, identity) == 48);
+    assert!(std::mem::offset_of!(Control, generation) == 56);
+    assert!(std::mem::offset_of!(Control, outcome) == 64);
     assert!(std::mem::offset_of!(Activation, control) == 8);
     assert!(std::mem::offset_of!(Activation, scratch) == 16);
+    assert!(std::mem::offset_of!(Record, base) == 0);
+    assert!(std::mem::offset_of!(Record, top) == 8);
+    assert!(std::mem::offset_of!(Record, identity) == 16);
+    assert!(std::mem::offset_of!(Record, generation) == 24);
+    assert!(std::mem::offset_of!(Record, seal) == 32);
+    assert!(std::mem::offset_of!(Rebinding, slot) == 0);
+    assert!(std::mem::offset_of!(Rebinding, pc) == 8);
+    assert!(std::mem::offset_of!(Rebinding, signing) == 16);
+    assert!(size_of::<Rebinding>() == 24);
 };
 
 /// The entry function returned.
@@ -119,9 +127,8 @@ impl Stack {
             native_token: 0,
             token: shadow.as_ref().map_or(0, ShadowStack::token),
             seal: 0,
-            segment: segment.record(),
+            segment: std::ptr::null(),
             shadow_top: shadow.as_ref().map_or(0, ShadowStack::top),
-            last_exit_fp: 0,
             identity,
             generation,
             outcome: OUTCOME_RETURNED,
@@ -195,34 +202,40 @@ impl Drop for Stack {
 impl Inner {
     /// Makes the stack current. Every check comes before the first write.
     fn begin(&mut self, thread: &Thread, activation: &Activation) -> Result<*mut Control, Error> {
-        if !activation.control.load(Ordering::Relaxed).is_null() {
-            return Err(Error::Busy);
-        }
-        if thread.domain() != self.domain {
+        // Asked anew: keys can have been reset, and a child of fork can have changed them, since the thread attached.
+        if thread.domain() != self.domain || features::domain() != self.domain {
             return Err(Error::Thread("the stack was made in another key domain or shadow-stack mode"));
         }
+        let control = NonNull::from(&mut *self).cast::<Control>().as_ptr();
+        activation
+            .control
+            .compare_exchange(std::ptr::null_mut(), control, Ordering::Acquire, Ordering::Relaxed)
+            .map_err(|_| Error::Busy)?;
+        self.control.segment = self.segment.record();
         self.control.outcome = OUTCOME_RETURNED;
         self.failure = None;
         self.activation = Some(NonNull::from(activation));
         activation.limit.store(self.limit(), Ordering::Relaxed);
-        let control = NonNull::from(&mut *self).cast::<Control>().as_ptr();
-        activation.control.store(control, Ordering::Relaxed);
         Ok(control)
     }
 
     fn end(&mut self, activation: &Activation, value: u64) -> Result<Exit, Error> {
-        activation.control.store(std::ptr::null_mut(), Ordering::Relaxed);
         activation.limit.store(usize::MAX, Ordering::Relaxed);
+        activation.control.store(std::ptr::null_mut(), Ordering::Release);
         self.activation = None;
         self.previous = None;
         self.plan.release();
         // A context or a frame of the run that ended must not pass for one of the next.
-        self.control.generation += 1;
+        self.control.generation = self.control.generation.wrapping_add(1);
         self.segment.reseal(self.control.generation);
-        match self.control.outcome {
-            OUTCOME_RETURNED => Ok(Exit::Returned(value)),
-            OUTCOME_LEFT => Ok(Exit::Left(value)),
-            _ => Err(self.failure.take().unwrap_or(Error::Thread("the control block was overwritten"))),
+        match (self.control.outcome, self.failure.take()) {
+            (OUTCOME_RETURNED, _) => Ok(Exit::Returned(value)),
+            (OUTCOME_LEFT, _) => Ok(Exit::Left(value)),
+            (OUTCOME_FAILED, Some(error)) => Err(error),
+            _ => tamper::end(Tampered {
+                evidence: "the control block says an outcome that no stub wrote",
+                slot: std::ptr::from_ref(self).addr(),
+            }),
         }
     }
 
@@ -253,7 +266,15 @@ impl Inner {
             // A limit that lies too high costs time, nothing else.
             false => return Ok(record),
         };
-        let shadow = self.shadow_entries()?;
+        let token = self.control.token;
+        let shadow =
+            match &self.shadow {
+                None => None,
+                Some(shadow) => Some(shadow.entries(token).ok_or(Tampered {
+                    evidence: "the shadow stack's token is outside the shadow stack",
+                    slot: token,
+                })?),
+            };
         if let Some(room) = self.shadow.as_ref().map(ShadowStack::room) {
             let needed = self.policy.shadow_need(size);
             if needed > room {
@@ -276,6 +297,7 @@ impl Inner {
             stub: arch::STUB_SIGNING,
             entry_return: arch::entry_return(),
             native_fp: self.control.native_sp.wrapping_add(ENTRY_FP_OFFSET) as u64,
+            smallest_frame: self.policy.smallest_frame,
             shadow,
         };
         self.plan.make(Walk::new(&Hardware, table, bounds))?;
@@ -306,15 +328,6 @@ impl Inner {
         }
         step(Step::Committed, StepInfo::new(moved, self.segment.record(), None, &mut self.plan))?;
         Ok(moved)
-    }
-
-    /// The return addresses on this stack's shadow stack, youngest first. It was left by `grow`, so a token lies below.
-    fn shadow_entries(&self) -> Result<Option<&'static [u64]>, Tampered> {
-        let Some(shadow) = &self.shadow else { return Ok(None) };
-        shadow.entries(self.control.token).map(Some).ok_or(Tampered {
-            evidence: "the shadow stack's token is outside the shadow stack",
-            slot: self.control.token,
-        })
     }
 }
 

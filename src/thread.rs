@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::features;
 use crate::published;
 use crate::segment::{Segment, page_size};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
@@ -28,39 +28,36 @@ pub struct Domain {
 #[derive(Debug)]
 pub struct Thread {
     domain: Domain,
+    not_send: PhantomData<*const ()>,
+}
+
+/// What this thread's attachments share: the last one to go restores what the first one found.
+struct Attachments {
+    count: usize,
     /// The alternate stack that was installed, where the thread had none that suffices, and what it replaced.
     alternate: Option<(Segment, libc::stack_t)>,
-    not_send: PhantomData<*const ()>,
 }
 
 thread_local! {
     static CURRENT: Cell<*const Activation> = const { Cell::new(std::ptr::null()) };
+    static ATTACHMENTS: RefCell<Attachments> = const { RefCell::new(Attachments { count: 0, alternate: None }) };
 }
 
 impl Thread {
     /// Attaches the calling thread: verifies its alternate signal stack or installs one of
-    /// `AT_MINSIGSTKSZ` + [`HANDLER_ROOM`] bytes with a guard, and records its key domain and shadow mode.
+    /// `AT_MINSIGSTKSZ` + [`HANDLER_ROOM`] bytes with a guard, and records its key domain and shadow mode. A thread can
+    /// be attached more than once; it is detached when the last of them is dropped.
     ///
     /// # Errors
     /// [`Error::Memory`] when there is none for the alternate stack.
     pub fn attach() -> Result<Thread, Error> {
         published::set_mode(features::mode())?;
         let domain = features::domain();
-        let needed = features::signal_frame_size() + HANDLER_ROOM;
-        let old = alternate_stack(None)?;
-        if old.ss_flags & libc::SS_DISABLE == 0 && old.ss_size >= needed {
-            return Ok(Thread { domain, alternate: None, not_send: PhantomData });
-        }
-        let size = needed.next_multiple_of(page_size());
-        let segment = Segment::map(size, page_size(), 0, 0)?;
-        let record = segment.record();
-        let new = libc::stack_t {
-            ss_sp: std::ptr::with_exposed_provenance_mut(record.base),
-            ss_flags: 0,
-            ss_size: record.size(),
-        };
-        alternate_stack(Some(&new))?;
-        Ok(Thread { domain, alternate: Some((segment, old)), not_send: PhantomData })
+        ATTACHMENTS.with_borrow_mut(|attachments| {
+            attachments.provide()?;
+            attachments.count += 1;
+            Ok(Thread { domain, not_send: PhantomData })
+        })
     }
 
     /// The thread's key domain and shadow mode, as they were when it attached.
@@ -71,6 +68,40 @@ impl Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
+        // A thread that is ending has no attachments any more: then there is nothing left to restore.
+        let _ = ATTACHMENTS.try_with(|attachments| {
+            let mut attachments = attachments.borrow_mut();
+            attachments.count -= 1;
+            if attachments.count == 0 {
+                attachments.restore();
+            }
+        });
+    }
+}
+
+impl Attachments {
+    /// Sees to it that handlers have room.
+    fn provide(&mut self) -> Result<(), Error> {
+        let needed = features::signal_frame_size() + HANDLER_ROOM;
+        let old = alternate_stack(None)?;
+        if old.ss_flags & libc::SS_DISABLE == 0 && old.ss_size >= needed {
+            return Ok(());
+        }
+        let size = needed.next_multiple_of(page_size());
+        let segment = Segment::map(size, page_size(), 0, 0)?;
+        let record = segment.record();
+        let new = libc::stack_t {
+            ss_sp: std::ptr::with_exposed_provenance_mut(record.base),
+            ss_flags: 0,
+            ss_size: record.size(),
+        };
+        alternate_stack(Some(&new))?;
+        // An earlier one of ours was taken out of use by somebody since, and is done with.
+        self.alternate = Some((segment, old));
+        Ok(())
+    }
+
+    fn restore(&mut self) {
         if let Some((segment, old)) = self.alternate.take() {
             let ours = alternate_stack(None).is_ok_and(|now| now.ss_sp.addr() == segment.record().base);
             // Somebody else's is left alone. Ours stays mapped if it cannot be taken out of use.
@@ -128,9 +159,10 @@ mod tests {
         assert!(during.ss_size >= features::signal_frame_size() + HANDLER_ROOM);
         let again = Thread::attach().unwrap();
         assert_eq!(again.domain(), thread.domain());
-        assert!(again.alternate.is_none(), "a sufficient alternate stack is kept");
-        drop(again);
+        assert_eq!(alternate_stack(None).unwrap().ss_sp, during.ss_sp, "a sufficient alternate stack is kept");
         drop(thread);
+        assert_eq!(alternate_stack(None).unwrap().ss_sp, during.ss_sp, "kept while anybody is attached");
+        drop(again);
         let after = alternate_stack(None).unwrap();
         assert_eq!((after.ss_sp, after.ss_size), (before.ss_sp, before.ss_size));
     }

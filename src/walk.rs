@@ -24,6 +24,8 @@ pub struct Bounds<'a> {
     pub entry_return: RawPc,
     /// The frame pointer that the oldest managed frame saved: the entry frame's, on the native side.
     pub native_fp: u64,
+    /// Smallest frame that the shadow stack was sized for, frame record included, in bytes.
+    pub smallest_frame: usize,
     /// Return addresses on the shadow stack, youngest first, where one is on.
     pub shadow: Option<&'a [u64]>,
 }
@@ -81,9 +83,6 @@ impl<'a, S: Signer> Walk<'a, S> {
         // another thread may write there at any time.
         let (saved_fp, word) = unsafe { (read_word(record), read_word(slot)) };
         let pc = self.signer.authenticate(SignedPc::from_word(word), slot, signing, Modifier::new(cfa as u64))?;
-        if signing == Signing::None && self.signer.authenticates() {
-            return Err(Error::Unsigned(pc).into());
-        }
         if let Some(shadow) = shadow
             && shadow.get(self.seen) != Some(&(pc.address() as u64))
         {
@@ -106,6 +105,12 @@ impl<'a, S: Signer> Walk<'a, S> {
         let found = self.map.find(pc).ok_or(Error::UnknownCode(pc))?;
         if !found.layout.movable {
             return Err(Error::Immovable(pc).into());
+        }
+        if found.layout.signing == Signing::None && self.signer.authenticates() {
+            return Err(Error::Unsigned(pc).into());
+        }
+        if (found.layout.frame_bytes as usize) + 16 < self.bounds.smallest_frame {
+            return Err(Error::Layout { start: pc, rule: "the frame is below the policy's `smallest_frame`" }.into());
         }
         let caller = cfa.saturating_add(found.layout.frame_bytes as usize);
         if !source.holds(caller, 16) {

@@ -179,7 +179,7 @@ impl Table {
 
     #[cfg(cfi_stack_native)]
     fn address(&self) -> usize {
-        self.header.addr().get()
+        self.header.as_ptr().expose_provenance()
     }
 
     /// # Safety

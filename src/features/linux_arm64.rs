@@ -64,7 +64,7 @@ pub(super) fn detect() -> Features {
 
     let mut enabled = present - Mechanisms::GCS;
     // SAFETY: only asks.
-    let keys = unsafe { libc::prctl(PR_PAC_GET_ENABLED_KEYS, 0, 0, 0, 0) };
+    let keys = unsafe { libc::prctl(PR_PAC_GET_ENABLED_KEYS, 0_u64, 0_u64, 0_u64, 0_u64) };
     // A kernel (or emulator) that cannot be asked has no way to turn keys off either.
     if keys >= 0 {
         enabled.set(Mechanisms::PAC_IA, present.contains(Mechanisms::PAC_IA) && keys & PR_PAC_APIAKEY != 0);
@@ -72,8 +72,10 @@ pub(super) fn detect() -> Features {
     }
     let mut status = 0_u64;
     // SAFETY: writes one u64 to a live place.
-    let asked = unsafe { libc::prctl(PR_GET_SHADOW_STACK_STATUS, &raw mut status, 0, 0, 0) };
-    enabled.set(Mechanisms::GCS, asked == 0 && status & PR_SHADOW_STACK_ENABLE != 0);
+    let asked = unsafe { libc::prctl(PR_GET_SHADOW_STACK_STATUS, &raw mut status, 0_u64, 0_u64, 0_u64) };
+    // The kernel's word and the register must agree: the register is what the stubs go by.
+    let on = asked == 0 && status & PR_SHADOW_STACK_ENABLE != 0 && arch::shadow_pointer() != 0;
+    enabled.set(Mechanisms::GCS, on);
     Features {
         present,
         enabled,

@@ -324,26 +324,15 @@ fn a_layout_that_leaves_its_segment_is_a_typed_error() {
 fn an_unsigned_frame_among_signing_ones_is_a_typed_error() {
     fn property(mut design: Design, pick: usize) {
         design.keys.get_or_insert([1, 2]);
-        let returns_to = match design.calls.get(pick % design.calls.len().max(1)).cloned() {
-            None => {
-                design.stub = Signing::None;
-                ENTRY_RETURN
-            }
-            Some(call) => {
-                let signed = |signing| if signing == Signing::None { Signing::A } else { signing };
-                design.stub = signed(design.stub);
-                design
-                    .functions
-                    .iter_mut()
-                    .for_each(|function| function.layout.signing = signed(function.layout.signing));
-                design.functions[call.function].layout.signing = Signing::None;
-                let youngest = design.calls.iter().position(|other| other.function == call.function);
-                let caller = youngest.and_then(|index| design.calls.get(index + 1));
-                caller.map_or(ENTRY_RETURN, |caller| design.pc(caller))
-            }
-        };
+        let Some(call) = design.calls.get(pick % design.calls.len().max(1)).cloned() else { return };
+        let signed = |signing| if signing == Signing::None { Signing::A } else { signing };
+        design.stub = signed(design.stub);
+        design.functions.iter_mut().for_each(|function| function.layout.signing = signed(function.layout.signing));
+        design.functions[call.function].layout.signing = Signing::None;
+        let youngest = design.calls.iter().find(|other| other.function == call.function);
+        let inside = design.pc(youngest.unwrap_or(&call));
         let mut specimen = make(&design);
-        assert_eq!(*specimen.migrate(0, &[]).refused(), Refusal::Error(Error::Unsigned(returns_to)));
+        assert_eq!(*specimen.migrate(0, &[]).refused(), Refusal::Error(Error::Unsigned(inside)));
     }
     check(1000, property as fn(Design, usize));
 }

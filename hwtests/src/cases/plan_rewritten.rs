@@ -41,8 +41,8 @@ struct EntryAttack {
 
 #[derive(Clone, Copy)]
 struct Expected {
-    pac: End,
-    gcs: End,
+    /// Where return addresses are signed.
+    signed: End,
     /// Where nothing is signed.
     unsigned: End,
 }
@@ -52,23 +52,20 @@ enum End {
     Code(Code),
     /// P in the stub; at the return when the word happens to fit under the other key too.
     InStub,
-    /// K, because a signed word is not the planned address; at the return when the victim's signature happens to be all zeroes.
-    NotThePlannedWord,
     /// P in the victim's compiled return; C when its old signature happens to fit its new place.
     AtReturn,
 }
 
 const fn same(code: Code) -> Expected {
-    Expected { pac: End::Code(code), gcs: End::Code(code), unsigned: End::Code(code) }
+    Expected { signed: End::Code(code), unsigned: End::Code(code) }
 }
 
 const fn signed(signed: End, unsigned: Code) -> Expected {
-    Expected { pac: signed, gcs: signed, unsigned: End::Code(unsigned) }
+    Expected { signed, unsigned: End::Code(unsigned) }
 }
 
-/// With a GCS the entries behind it no longer match, whatever the word.
-const NO_KEY: Expected =
-    Expected { pac: End::NotThePlannedWord, gcs: End::Code(Code::K), unsigned: End::Code(Code::C) };
+/// Where the CPU authenticates, no unsigned entry was ever planned.
+const NO_KEY: Expected = signed(End::Code(Code::K), Code::C);
 
 const ENTRIES: [EntryAttack; 10] = [
     EntryAttack {
@@ -125,9 +122,8 @@ const ENTRIES: [EntryAttack; 10] = [
             plan[VICTIM].signing = Signing::None as u64;
             plan[VICTIM].pc = RawPc::new(frames[VICTIM].word as usize);
         },
-        // An unsigned entry takes no word of the shadow stack, so the ones behind it no longer match.
-        before_rebase: Expected { pac: End::AtReturn, gcs: End::Code(Code::K), unsigned: End::Code(Code::C) },
-        after_rebase: Expected { pac: End::AtReturn, gcs: End::Code(Code::K), unsigned: End::Code(Code::C) },
+        before_rebase: NO_KEY,
+        after_rebase: NO_KEY,
     },
     EntryAttack {
         what: "a key that does not exist",
@@ -235,23 +231,20 @@ pub fn all(class: &Class) -> Report {
                 let end = run(|| rewrite(function, step, attack.rewrite, poisons));
                 let expected = if step == Step::Rebased { attack.after_rebase } else { attack.before_rebase };
                 let code = match class.column() {
-                    Column::Pac => expected.pac,
-                    Column::PacGcs => expected.gcs,
+                    Column::Pac | Column::PacGcs => expected.signed,
                     Column::Cet | Column::Bare => expected.unsigned,
                 };
-                let [fits, fits_other_key, looks_unsigned, ..] = end.notes.map(|note| note == 1);
+                let [fits, fits_other_key, ..] = end.notes.map(|note| note == 1);
                 let at_return = match code {
                     End::AtReturn => true,
                     End::InStub => fits_other_key,
-                    End::NotThePlannedWord => looks_unsigned,
                     End::Code(_) => false,
                 };
                 let code = match code {
                     End::Code(code) => code,
-                    End::NotThePlannedWord if !looks_unsigned => Code::K,
                     _ if fits => Code::C,
                     End::InStub if !fits_other_key => class.stub_failure(),
-                    End::InStub | End::AtReturn | End::NotThePlannedWord => class.return_failure(),
+                    End::InStub | End::AtReturn => class.return_failure(),
                 };
                 tally.attack(&format!("{} at {step:?}, {key}", attack.what), &end, &[code]);
                 if at_return {
@@ -297,7 +290,6 @@ fn rewrite(function: Function, step: Step, rewrite: Rewrite, poisons: bool) -> V
         let fits = word == Some(cpu::sign(raw, place, function.signing));
         page().notes[0].store(u64::from(fits), Relaxed);
         page().notes[1].store(u64::from(fits_other_key), Relaxed);
-        page().notes[2].store(u64::from(victim.word == raw), Relaxed);
         if poisons && let Some(word) = word {
             page().poisoned.store(cpu::poisoned(word, place, function.signing), Relaxed);
         }
