@@ -2,10 +2,8 @@
 //!
 //! The contracts (registers, both stacks, what is signed with which key and modifier) stand at each stub.
 
+use crate::abi::{Control, Rebinding, Record};
 use crate::pac::{Modifier, RawPc, SignedPc, Signing};
-use crate::plan::Rebinding;
-use crate::segment::Record;
-use crate::stack::Control;
 
 /// How the library's own stubs sign their return address: key A where ELF unwinders expect it, key B where the
 /// platform's ABI says so.
@@ -104,7 +102,7 @@ pub(crate) struct Verdict {
 /// Re-binds the planned return addresses.
 ///
 /// # Safety
-/// See [`crate::pac::Signer::rebind`].
+/// See [`crate::signer::Signer::rebind`].
 pub(crate) unsafe fn rebind(
     source: &Record,
     destination: &Record,

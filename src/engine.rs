@@ -1,50 +1,41 @@
-//! The engine's face: what managed code compares with and calls.
+//! The engine's face: what managed code compares with and calls, and the rules that it keeps.
 //!
 //! An engine embeds an [`Activation`] in the context that its code carries around. Every managed function compares
 //! its stack pointer with the limit word there (unsigned), and calls [`Stubs::grow`] when it lies below; imports go
 //! through [`Stubs::exit`], traps through [`Stubs::leave`] or, from a fault handler, [`leave_from_signal`].
+//!
+//! # What managed code owes
+//!
+//! [`Stack::enter`](crate::Stack::enter) is unsafe because nobody can check these for the engine:
+//!
+//! 1. **Registered.** Every function whose frame can be on the stack when `grow` is called is published in the code map
+//!    ([`crate::codemap`]) before it runs and until its last frame is gone. Native functions are not registered.
+//! 2. **Frame record.** It pushes a frame record at entry, before it calls anything: the caller's frame pointer at fp, the return
+//!    address at fp + 8, the CFA at fp + 16 = stack pointer at entry. fp stays the frame pointer throughout.
+//! 3. **Signed** (arm64): the return address is signed at entry with the registered key and the stack pointer as modifier,
+//!    and authenticated before the return (`paciasp`/`autiasp` or the B key). Indirect targets are landing pads where the page
+//!    is mapped with PROT_BTI.
+//! 4. **Constant size.** At every call, fp − sp is the registered `frame_bytes`; sp is 16-byte aligned.
+//! 5. **No hidden pointer into the stack** in a frame or a callee-saved register, besides fp and sp, at any call: such a slot
+//!    is declared per return address ([`Registration::safepoint`](crate::codemap::Registration::safepoint)) or does not exist.
+//!    `Policy::relocate_always` finds those that do.
+//! 6. **Checked.** Before code goes further below the limit than `Policy::reserve` it calls `grow`: either with its frame
+//!    already allocated within the reserve and `bytes` 0, or before allocating, with the bytes that it will need.
+//! 7. **Callee-saved registers** are kept as in the platform's C convention, and so are the floating-point control
+//!    registers (MXCSR, x87 control word, FPCR), which `enter` does not save.
+//! 8. **`leave`** is called for the innermost activation of the thread only, and drops frames: none owes a destructor.
+//! 9. **Native code** called through `exit` does not unwind and returns on the same thread; while it runs, it may enter other stacks
+//!    with other activations.
 
 use crate::arch;
 use crate::codemap::table::Reading;
 use crate::error::Error;
 use crate::pac::RawPc;
-use crate::stack::Control;
 use crate::thread;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, AtomicUsize};
 
-/// What managed code carries: the limit it compares with and the stack it runs on.
-///
-/// The address must not change while a stack runs on it. Both words are written by this library alone.
-#[repr(C, align(16))]
-#[derive(Debug)]
-pub struct Activation {
-    pub(crate) limit: AtomicUsize,
-    pub(crate) control: AtomicPtr<Control>,
-    pub(crate) scratch: AtomicUsize,
-    reserved: AtomicUsize,
-}
-
-impl Activation {
-    /// Offset in bytes of the limit word: managed code calls `grow` when its stack pointer is below it (unsigned).
-    pub const LIMIT_OFFSET: i32 = 0;
-
-    /// An activation without a stack.
-    pub const fn new() -> Self {
-        Activation {
-            limit: AtomicUsize::new(usize::MAX),
-            control: AtomicPtr::new(std::ptr::null_mut()),
-            scratch: AtomicUsize::new(0),
-            reserved: AtomicUsize::new(0),
-        }
-    }
-}
-
-impl Default for Activation {
-    fn default() -> Self {
-        Activation::new()
-    }
-}
+pub use crate::abi::Activation;
+pub use crate::stack::Exit;
 
 /// Addresses of the stubs that managed code calls. All are landing pads for indirect calls.
 #[derive(Clone, Copy, Debug)]
@@ -58,15 +49,6 @@ pub struct Stubs {
     pub exit: RawPc,
     /// `leave(act, code: u64) -> !`: pops both stacks to the entry frame; `enter` returns `Exit::Left(code)`.
     pub leave: RawPc,
-}
-
-/// How managed code came back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// The entry function returned this.
-    Returned(u64),
-    /// Managed code, or the engine's fault handler, left with this code.
-    Left(u64),
 }
 
 /// The stubs' addresses.

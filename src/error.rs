@@ -1,11 +1,11 @@
 //! Every caller's mistake and every exhaustion, as one type: the stack that existed still runs.
 
-use crate::pac::RawPc;
+use crate::pac::{RawPc, Tampered};
 use std::fmt;
 
 /// Why an operation was refused. Nothing was written, and what existed before is still usable.
 ///
-/// Evidence of tampering is *not* here: it ends the process (see [`crate::tamper`]).
+/// Evidence of tampering is *not* here: it ends the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -107,3 +107,24 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// Why a move did not happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A caller's mistake or an exhaustion: the stack runs on.
+    Error(Error),
+    /// Evidence of tampering: the caller ends the process.
+    Tampered(Tampered),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Refusal::Error(error)
+    }
+}
+
+impl From<Tampered> for Refusal {
+    fn from(tampered: Tampered) -> Self {
+        Refusal::Tampered(tampered)
+    }
+}

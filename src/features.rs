@@ -13,7 +13,6 @@ mod system;
 #[path = "features/macos.rs"]
 mod system;
 
-use crate::thread::Domain;
 use bitflags::bitflags;
 use std::fmt;
 
@@ -55,6 +54,15 @@ pub struct Features {
     pub pac_bits: u32,
     /// Signals whose handler runs without SA_ONSTACK: on a small stack such a handler hits the guard.
     pub handlers_without_onstack: Vec<i32>,
+}
+
+/// What must be equal where a stack is resumed: threads that share PAC keys and the shadow mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// Fingerprints of the keys IA, IB and GA; 0 where there is none. They say nothing about the keys.
+    pub keys: [u64; 3],
+    /// Whether the thread has a shadow stack.
+    pub shadow: bool,
 }
 
 /// Asks CPU, kernel and thread.

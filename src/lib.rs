@@ -4,25 +4,38 @@
 //! moving all its frames to a larger segment. Return addresses signed by arm64 pointer authentication are
 //! authenticated and signed again for their new place; a shadow stack (x86 SHSTK, arm64 GCS) is never written.
 //!
-//! The way of the data, which is also the direction of imports (later ones import earlier ones):
-//! [`features`] → [`pac`] → `arch` → [`segment`], [`shadow`] → [`thread`] → [`codemap`], [`walk`] → [`plan`] →
-//! [`relocate`] → [`policy`] → [`Stack`] → [`engine`].
+//! The modules, in the direction of imports (later ones import earlier ones, never the other way):
+//!
+//! | | |
+//! |---|---|
+//! | [`pac`], `error`, `tamper` | raw and signed addresses; why something is refused; the end for evidence of tampering |
+//! | `abi`, `arch`, `published` | what `asm/` and Rust share; the stubs' declarations; the read-only page |
+//! | [`features`] | what CPU, kernel and thread enforce |
+//! | `segment`, `shadow`, [`thread`] | data segments; shadow stacks; attaching a thread |
+//! | [`codemap`], `signer` | the layout of managed frames; authenticate and rebind, by the CPU or by a software model |
+//! | `walk`, `plan`, `steps`, `relocate` | from frames to a plan to the move |
+//! | `policy`, `stack`, [`engine`] | the embedder's numbers; one logical stack; what engines use |
 //!
 //! A caller's mistake is a typed [`Error`] and the stack runs on. Evidence of tampering ends the process: by the
 //! CPU's own fault, by a `brk` of ours, or by one line on stderr and SIGABRT.
 
+mod abi;
 pub mod codemap;
 mod error;
 pub mod pac;
-pub mod plan;
-pub mod policy;
-pub mod relocate;
-pub mod segment;
+mod plan;
+mod policy;
+mod relocate;
+mod segment;
+mod signer;
 #[cfg(any(test, feature = "model"))]
 pub mod specimen;
+#[cfg(feature = "steps")]
 pub mod steps;
-pub mod tamper;
-pub mod walk;
+#[cfg(not(feature = "steps"))]
+mod steps;
+mod tamper;
+mod walk;
 
 #[cfg(cfi_stack_native)]
 mod arch;
@@ -33,18 +46,16 @@ pub mod features;
 #[cfg(cfi_stack_native)]
 mod published;
 #[cfg(cfi_stack_native)]
-pub mod shadow;
+mod shadow;
 #[cfg(cfi_stack_native)]
 mod stack;
 #[cfg(cfi_stack_native)]
 pub mod thread;
 
-#[cfg(cfi_stack_native)]
-pub use engine::Exit;
 pub use error::Error;
 pub use policy::Policy;
 #[cfg(cfi_stack_native)]
-pub use stack::{Stack, Stats};
+pub use stack::{Exit, Stack, Stats};
 
 /// Why a move did not happen.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,20 +4,7 @@
 //! *modifier* into the address' unused upper bits. A return address signed by compiled code has its stack
 //! pointer at entry as modifier (AAPCS64 / PAuth ABI), so it is bound to its place: moving its frame means
 //! authenticating it for the old place and signing it for the new one.
-//!
-//! A signer knows two verbs and no others:
-//! - **authenticate** a word for look-up: the raw address comes back, or the process ends;
-//! - **rebind** the words of a planned span: each is authenticated again and re-signed in one block.
-//!
-//! Nothing here signs a raw address, and nothing answers whether a signature was right.
 
-#[cfg(cfi_stack_native)]
-pub mod hardware;
-#[cfg(any(test, feature = "model"))]
-pub mod model;
-
-use crate::plan::Rebinding;
-use crate::segment::Record;
 use std::fmt;
 
 /// A code address without a signature.
@@ -115,48 +102,4 @@ pub struct Tampered {
     pub evidence: &'static str,
     /// Where: the address of the word.
     pub slot: usize,
-}
-
-/// The two verbs. Implemented by the CPU ([`hardware::Hardware`]) and, under cargo feature `model`, by the software model.
-pub trait Signer {
-    /// Whether a return address signed with `signing` is really checked here. A frame for which this says no,
-    /// among frames for which it says yes, is refused.
-    fn enforces(&self, signing: Signing) -> bool;
-
-    /// Whether this signer authenticates anything at all.
-    fn authenticates(&self) -> bool {
-        self.enforces(Signing::A) || self.enforces(Signing::B)
-    }
-
-    /// Authenticates `word`, found at address `slot`, for look-up.
-    ///
-    /// # Errors
-    /// The software model's verdict; on hardware a failure ends the process.
-    fn authenticate(
-        &self,
-        word: SignedPc,
-        slot: usize,
-        signing: Signing,
-        modifier: Modifier,
-    ) -> Result<RawPc, Tampered>;
-
-    /// Re-binds every planned return address from `source` to `destination`: authenticate at the old place,
-    /// compare with the planned address, sign for the new place, store there.
-    ///
-    /// `low` is the lowest address of the span; `shadow`, where a shadow stack is on, holds the span's return
-    /// addresses, youngest first.
-    ///
-    /// # Errors
-    /// As for [`Signer::authenticate`]; on x86-64 also on hardware, because nothing was signed there.
-    ///
-    /// # Safety
-    /// Both records describe mapped, writable segments of one stack, and nobody else moves frames of that stack.
-    unsafe fn rebind(
-        &self,
-        source: &Record,
-        destination: &Record,
-        low: usize,
-        plan: &[Rebinding],
-        shadow: Option<&[u64]>,
-    ) -> Result<(), Tampered>;
 }

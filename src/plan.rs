@@ -4,30 +4,11 @@
 //! the stub bounds each entry by the sealed records, authenticates the word anew, and derives delta and modifiers
 //! in registers.
 
-use crate::error::Error;
-use crate::pac::{RawPc, Signing, Tampered};
-use crate::segment::Record;
+use crate::abi::{Rebinding, Record};
+use crate::error::{Error, Refusal};
+use crate::pac::Tampered;
+use crate::signer::Signer;
 use crate::walk::{Frame, Walk};
-use crate::{Refusal, pac::Signer};
-
-/// One return address to re-bind. Its layout is known to `asm/`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rebinding {
-    /// Address of the word in the source segment. The frame record begins 8 bytes below it, the CFA lies 8 above.
-    pub slot: usize,
-    /// What it authenticated to: the address whose layout was planned with.
-    pub pc: RawPc,
-    /// [`Signing`] of the function that owns the record, as its byte value.
-    pub signing: u64,
-}
-
-impl Rebinding {
-    /// The frame record's address: what the frame pointer holds.
-    pub(crate) fn record(&self) -> usize {
-        self.slot.wrapping_sub(8)
-    }
-}
 
 /// Everything that a move of one span changes.
 #[derive(Debug, Default)]
@@ -95,11 +76,6 @@ impl Plan {
         &self.pointers
     }
 
-    /// Lowest address of the span: the youngest frame record.
-    pub fn low(&self) -> usize {
-        self.low
-    }
-
     /// What the oldest record's saved frame pointer must be: the entry frame's.
     pub(crate) fn native_fp(&self) -> u64 {
         self.native_fp
@@ -143,21 +119,4 @@ fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), Refusal> {
         let bytes = (list.len() + more).saturating_mul(size_of::<T>());
         Refusal::Error(Error::Memory { what: "the plan of a move", bytes, errno: libc::ENOMEM })
     })
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Refusal::Error(error)
-    }
-}
-
-impl From<Tampered> for Refusal {
-    fn from(tampered: Tampered) -> Self {
-        Refusal::Tampered(tampered)
-    }
-}
-
-/// The signing that a plan entry names; an entry that names none was rewritten.
-pub(crate) fn signing_of(entry: &Rebinding) -> Option<Signing> {
-    u8::try_from(entry.signing).ok().and_then(Signing::from_byte)
 }

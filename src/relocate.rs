@@ -3,12 +3,13 @@
 //! Nothing in the source is written. Until the caller makes the destination current, the stack is the one that it
 //! was; a failure at any step leaves it so.
 
-use crate::Refusal;
-use crate::pac::{Signer, Tampered};
+use crate::abi::Record;
+use crate::error::Refusal;
+use crate::pac::Tampered;
 use crate::plan::Plan;
-use crate::segment::Record;
+use crate::segment::{read_word, write_word};
+use crate::signer::Signer;
 use crate::steps::{Step, StepInfo, step};
-use crate::walk::read_word;
 
 /// Moves the planned span from `source` to the same distance from `destination`'s top.
 ///
@@ -101,11 +102,4 @@ fn rebase(plan: &Plan, source: &Record, destination: &Record, delta: usize) -> R
         }
     }
     Ok(())
-}
-
-/// # Safety
-/// `address` is 8-byte aligned, mapped writable and not referenced by Rust.
-unsafe fn write_word(address: usize, word: u64) {
-    // SAFETY: the caller's.
-    unsafe { std::ptr::with_exposed_provenance_mut::<u64>(address).write_volatile(word) }
 }

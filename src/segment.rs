@@ -5,6 +5,7 @@
 //!  | guard, no access | usable, grows down from top          |
 //! ```
 
+use crate::abi::Record;
 use crate::error::Error;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use std::num::NonZeroUsize;
@@ -15,40 +16,6 @@ pub fn page_size() -> usize {
     // SAFETY: sysconf reads a constant of the system.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
-}
-
-/// What the stubs believe of a segment: its bounds and whose it is, sealed on arm64 by a PACGA chain bound to the
-/// record's own address. The stubs verify the seal in registers before they use a word of it.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-pub struct Record {
-    /// Lowest usable address.
-    pub(crate) base: usize,
-    /// First address above the segment; the first frame's CFA. 16-byte aligned.
-    pub(crate) top: usize,
-    /// The stack that owns it.
-    pub(crate) identity: u64,
-    /// The stack's generation when it was made.
-    pub(crate) generation: u64,
-    /// The seal; 0 on a CPU without generic authentication.
-    pub(crate) seal: u64,
-}
-
-impl Record {
-    /// Bytes between base and top.
-    pub(crate) fn size(&self) -> usize {
-        self.top.wrapping_sub(self.base)
-    }
-
-    /// Whether `bytes` bytes at `address` lie inside.
-    pub(crate) fn holds(&self, address: usize, bytes: usize) -> bool {
-        address >= self.base && address <= self.top && self.top - address >= bytes
-    }
-
-    /// Whether the two share a byte.
-    pub(crate) fn overlaps(&self, other: &Record) -> bool {
-        self.base < other.top && other.base < self.top
-    }
 }
 
 /// An owned data segment. Dropping it unmaps it.
@@ -142,6 +109,24 @@ impl Drop for Segment {
         // looked at: munmap of an own whole mapping fails for no other reason than a wrong address.
         let _ = unsafe { munmap(self.mapping.cast(), self.mapped) };
     }
+}
+
+/// A word of a stack, which another thread may be writing.
+///
+/// # Safety
+/// `address` is 8-byte aligned and mapped readable.
+pub(crate) unsafe fn read_word(address: usize) -> u64 {
+    // SAFETY: the caller's.
+    unsafe { std::ptr::with_exposed_provenance::<u64>(address).read_volatile() }
+}
+
+/// Puts a word into a stack that is being made.
+///
+/// # Safety
+/// `address` is 8-byte aligned, mapped writable and not referenced by Rust.
+pub(crate) unsafe fn write_word(address: usize, word: u64) {
+    // SAFETY: the caller's.
+    unsafe { std::ptr::with_exposed_provenance_mut::<u64>(address).write_volatile(word) }
 }
 
 #[cfg(test)]

@@ -24,12 +24,13 @@
 mod properties;
 pub mod tampering;
 
-use crate::Refusal;
+use crate::abi::Record;
 use crate::codemap::{FrameLayout, Registration, Table};
 use crate::error::Error;
-use crate::pac::model::Model;
-use crate::pac::{Modifier, RawPc, SignedPc, Signer, Signing};
-use crate::segment::Record;
+use crate::error::Refusal;
+use crate::pac::{Modifier, RawPc, SignedPc, Signing};
+use crate::signer::Signer;
+use crate::signer::model::Model;
 use crate::walk::{Bounds, Walk};
 use std::alloc::Layout;
 use std::ptr::NonNull;

@@ -1,61 +1,25 @@
 //! One logical stack: its data segment, its shadow stack, its identity and generation, and the control block that
 //! the stubs work on.
 
+use crate::abi::{Activation, Control, Rebinding};
 use crate::arch::{self, ENTRY_FP_OFFSET};
 use crate::codemap::table::Reading;
-use crate::engine::{Activation, Exit};
-use crate::error::Error;
-use crate::features;
-use crate::pac::hardware::Hardware;
-use crate::pac::{RawPc, Signer, Signing, Tampered};
-use crate::plan::{Plan, Rebinding, signing_of};
+use crate::error::{Error, Refusal};
+use crate::features::{self, Domain};
+use crate::pac::{RawPc, Signing, Tampered};
+use crate::plan::Plan;
 use crate::policy::Policy;
 use crate::relocate::relocate;
-use crate::segment::{Record, Segment, page_size};
+use crate::segment::{Segment, page_size};
 use crate::shadow::ShadowStack;
+use crate::signer::Signer;
+use crate::signer::hardware::Hardware;
 use crate::steps::{Step, StepInfo, step};
-use crate::thread::{self, Domain, Thread};
+use crate::tamper;
+use crate::thread::{self, Thread};
 use crate::walk::{Bounds, Walk};
-use crate::{Refusal, tamper};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// What the stubs read and write. Offsets are known to `asm/`.
-#[repr(C, align(64))]
-#[derive(Debug)]
-pub struct Control {
-    native_sp: usize,
-    native_token: usize,
-    token: usize,
-    seal: u64,
-    segment: *const Record,
-    shadow_top: usize,
-    identity: u64,
-    generation: u64,
-    outcome: u64,
-}
-
-const _: () = {
-    assert!(std::mem::offset_of!(Control, native_token) == 8);
-    assert!(std::mem::offset_of!(Control, token) == 16);
-    assert!(std::mem::offset_of!(Control, seal) == 24);
-    assert!(std::mem::offset_of!(Control, segment) == 32);
-    assert!(std::mem::offset_of!(Control, shadow_top) == 40);
-    assert!(std::mem::offset_of!(Control, identity) == 48);
-    assert!(std::mem::offset_of!(Control, generation) == 56);
-    assert!(std::mem::offset_of!(Control, outcome) == 64);
-    assert!(std::mem::offset_of!(Activation, control) == 8);
-    assert!(std::mem::offset_of!(Activation, scratch) == 16);
-    assert!(std::mem::offset_of!(Record, base) == 0);
-    assert!(std::mem::offset_of!(Record, top) == 8);
-    assert!(std::mem::offset_of!(Record, identity) == 16);
-    assert!(std::mem::offset_of!(Record, generation) == 24);
-    assert!(std::mem::offset_of!(Record, seal) == 32);
-    assert!(std::mem::offset_of!(Rebinding, slot) == 0);
-    assert!(std::mem::offset_of!(Rebinding, pc) == 8);
-    assert!(std::mem::offset_of!(Rebinding, signing) == 16);
-    assert!(size_of::<Rebinding>() == 24);
-};
 
 /// The entry function returned.
 const OUTCOME_RETURNED: u64 = 0;
@@ -63,6 +27,15 @@ const OUTCOME_RETURNED: u64 = 0;
 const OUTCOME_LEFT: u64 = 1;
 /// `grow` could not.
 const OUTCOME_FAILED: u64 = 2;
+
+/// How managed code came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The entry function returned this.
+    Returned(u64),
+    /// Managed code, or the engine's fault handler, left with this code.
+    Left(u64),
+}
 
 /// What a stack has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -313,7 +286,7 @@ impl Inner {
         }
         self.previous = Some(old);
         let size = self.segment.record().size() as u64;
-        let signs = |entry: &&Rebinding| signing_of(entry).is_some_and(|signing| signing != Signing::None);
+        let signs = |entry: &&Rebinding| entry.signing().is_some_and(|signing| signing != Signing::None);
         self.stats.growths += 1;
         self.stats.frames_moved += self.plan.rebindings().len() as u64;
         if Hardware.authenticates() {

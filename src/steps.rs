@@ -3,12 +3,12 @@
 //! The attack battery tampers and injects failures at them, and the example engine's `--tamper` acts there.
 //! Without the feature announcing a step is empty and inlined away.
 
+use crate::abi::Record;
 use crate::error::Error;
 use crate::plan::Plan;
-use crate::segment::Record;
 
 #[cfg(feature = "steps")]
-use crate::plan::Rebinding;
+pub use crate::abi::Rebinding;
 
 /// Where a growth stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 //! A signal frame is larger than a small stack (`AT_MINSIGSTKSZ` is 10 KB with SVE and SME), so handlers run on an
 //! alternate stack, and a segment needs no room for them.
 
-use crate::engine::Activation;
+use crate::abi::Activation;
 use crate::error::Error;
-use crate::features;
+use crate::features::{self, Domain};
 use crate::published;
 use crate::segment::{Segment, page_size};
 use std::cell::{Cell, RefCell};
@@ -14,15 +14,6 @@ use std::ptr::NonNull;
 
 /// Room that a handler has besides the kernel's signal frame, in bytes.
 pub const HANDLER_ROOM: usize = 16 << 10;
-
-/// What must be equal where a stack is resumed: threads that share PAC keys and the shadow mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Domain {
-    /// Fingerprints of the keys IA, IB and GA; 0 where there is none. They say nothing about the keys.
-    pub keys: [u64; 3],
-    /// Whether the thread has a shadow stack.
-    pub shadow: bool,
-}
 
 /// An attached thread. Not `Send`: it speaks of the thread that made it. Dropping it detaches.
 #[derive(Debug)]

@@ -4,12 +4,13 @@
 //! Frames are never inferred by content. Where a frame's caller lies follows from the code map: the caller's frame
 //! pointer is the callee's CFA plus the caller's `frame_bytes`, and what the record holds must agree.
 
-use crate::Refusal;
+use crate::abi::Record;
 use crate::codemap::Table;
 use crate::codemap::table::Cursor;
-use crate::error::Error;
-use crate::pac::{Modifier, RawPc, SignedPc, Signer, Signing, Tampered};
-use crate::segment::Record;
+use crate::error::{Error, Refusal};
+use crate::pac::{Modifier, RawPc, SignedPc, Signing, Tampered};
+use crate::segment::read_word;
+use crate::signer::Signer;
 
 /// Where a walk begins and where it must end.
 #[derive(Clone, Copy, Debug)]
@@ -133,11 +134,4 @@ impl<'a, S: Signer> Iterator for Walk<'a, S> {
         let (record, signing) = self.next.take()?;
         Some(self.step(record, signing))
     }
-}
-
-/// # Safety
-/// `address` is 8-byte aligned and mapped readable.
-pub(crate) unsafe fn read_word(address: usize) -> u64 {
-    // SAFETY: the caller's.
-    unsafe { std::ptr::with_exposed_provenance::<u64>(address).read_volatile() }
 }

@@ -1,10 +1,9 @@
 //! arm64 Linux: hwcaps (Documentation/arch/arm64/elf_hwcaps.rst), ID registers as the kernel emulates them
 //! (cpu-feature-registers.rst), prctl for keys and GCS (pointer-authentication.rst, gcs.rst).
 
-use super::{Features, Mechanisms};
+use super::{Domain, Features, Mechanisms};
 use crate::arch;
 use crate::published::{MODE_PAC, MODE_PACGA};
-use crate::thread::Domain;
 
 const HWCAP_CPUID: u64 = 1 << 11;
 const HWCAP_PACA: u64 = 1 << 30;

@@ -1,8 +1,7 @@
 //! x86-64 Linux: /proc/self/status and arch_prctl (Documentation/arch/x86/shstk.rst), and SSP itself.
 
-use super::{Features, Mechanisms};
+use super::{Domain, Features, Mechanisms};
 use crate::arch;
-use crate::thread::Domain;
 
 const AT_MINSIGSTKSZ: libc::c_ulong = 51;
 /// `arch_prctl(ARCH_SHSTK_STATUS, &mask)`.

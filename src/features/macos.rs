@@ -1,8 +1,7 @@
 //! macOS: what the slice was compiled for. arm64e processes have pointer authentication by ABI.
 
-use super::{Features, Mechanisms};
+use super::{Domain, Features, Mechanisms};
 use crate::published::{MODE_PAC, MODE_PACGA};
-use crate::thread::Domain;
 
 const ARM64E: bool = cfg!(target_feature = "paca");
 

@@ -11,12 +11,14 @@
 //!   slots that the code map names (rebased by delta when they point into the source).
 
 use super::{NATIVE_FP, PATTERN, Seen, Specimen};
-use crate::Refusal;
-use crate::pac::model::Model;
-use crate::pac::{Modifier, RawPc, SignedPc, Signer, Signing, Tampered};
-use crate::plan::{Plan, Rebinding};
+use crate::abi::Rebinding;
+use crate::abi::Record;
+use crate::error::Refusal;
+use crate::pac::{Modifier, RawPc, SignedPc, Signing, Tampered};
+use crate::plan::Plan;
 use crate::relocate::relocate;
-use crate::segment::Record;
+use crate::signer::Signer;
+use crate::signer::model::Model;
 use crate::walk::Walk;
 use std::cell::RefCell;
 

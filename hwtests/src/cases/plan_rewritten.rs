@@ -20,8 +20,7 @@ use crate::memory::peek;
 use crate::outcome::{Code, Report};
 use crate::tally::Tally;
 use cfi_stack::pac::{RawPc, Signing};
-use cfi_stack::plan::Rebinding;
-use cfi_stack::steps::{Step, StepInfo};
+use cfi_stack::steps::{Rebinding, Step, StepInfo};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// The entry that is rewritten, and another.

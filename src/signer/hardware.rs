@@ -1,8 +1,8 @@
 //! The signer of the CPU that this runs on.
 
-use super::{Modifier, RawPc, SignedPc, Signer, Signing, Tampered};
-use crate::plan::Rebinding;
-use crate::segment::Record;
+use super::Signer;
+use crate::abi::{Rebinding, Record};
+use crate::pac::{Modifier, RawPc, SignedPc, Signing, Tampered};
 use crate::{arch, published};
 
 /// The CPU. On x86-64, and on arm64 without pointer authentication, it signs nothing and enforces nothing.

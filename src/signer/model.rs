@@ -4,10 +4,10 @@
 //! it returns a failure instead of ending the process, so that properties can be tested; and it can sign, because
 //! somebody must play the compiled code that made the frames.
 
-use super::{Modifier, RawPc, SignedPc, Signer, Signing, Tampered};
-use crate::plan::{Rebinding, signing_of};
-use crate::segment::Record;
-use crate::walk::read_word;
+use super::Signer;
+use crate::abi::{Rebinding, Record};
+use crate::pac::{Modifier, RawPc, SignedPc, Signing, Tampered};
+use crate::segment::{read_word, write_word};
 
 /// Where the signature stands with 48-bit addresses: 7 bits, as on Linux with top-byte-ignore.
 const FIELD: u64 = 0x7f << 48;
@@ -86,7 +86,7 @@ impl Signer for Model {
                 && slot >= low
                 && source.holds(slot, 8)
                 && destination.holds(slot.wrapping_add(delta), 8);
-            let (true, Some(signing)) = (bounded, signing_of(entry)) else {
+            let (true, Some(signing)) = (bounded, entry.signing()) else {
                 return Err(Tampered { evidence: "the plan names a place outside the span", slot });
             };
             // SAFETY: the slot lies in the source segment, which the caller keeps mapped.
@@ -99,7 +99,7 @@ impl Signer for Model {
             let moved = slot.wrapping_add(delta);
             let word = self.sign(pc, signing, Modifier::new((moved + 8) as u64));
             // SAFETY: `moved` lies in the destination segment, mapped and not yet in use.
-            unsafe { std::ptr::with_exposed_provenance_mut::<u64>(moved).write_volatile(word.word()) };
+            unsafe { write_word(moved, word.word()) };
         }
         Ok(())
     }

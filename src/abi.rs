@@ -1,0 +1,139 @@
+//! What `asm/` and Rust both know: the blocks of memory that the stubs read and write, field for field.
+
+use crate::pac::{RawPc, Signing};
+#[cfg(cfi_stack_native)]
+use std::sync::atomic::{AtomicPtr, AtomicUsize};
+
+/// What the stubs believe of a segment: its bounds and whose it is, sealed on arm64 by a PACGA chain bound to the
+/// record's own address. The stubs verify the seal in registers before they use a word of it.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Record {
+    /// Lowest usable address.
+    pub(crate) base: usize,
+    /// First address above the segment; the first frame's CFA. 16-byte aligned.
+    pub(crate) top: usize,
+    /// The stack that owns it.
+    pub(crate) identity: u64,
+    /// The stack's generation when it was made.
+    pub(crate) generation: u64,
+    /// The seal; 0 on a CPU without generic authentication.
+    pub(crate) seal: u64,
+}
+
+impl Record {
+    /// Bytes between base and top.
+    pub(crate) fn size(&self) -> usize {
+        self.top.wrapping_sub(self.base)
+    }
+
+    /// Whether `bytes` bytes at `address` lie inside.
+    pub(crate) fn holds(&self, address: usize, bytes: usize) -> bool {
+        address >= self.base && address <= self.top && self.top - address >= bytes
+    }
+
+    /// Whether the two share a byte.
+    pub(crate) fn overlaps(&self, other: &Record) -> bool {
+        self.base < other.top && other.base < self.top
+    }
+}
+
+/// One return address to re-bind. Its layout is known to `asm/`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rebinding {
+    /// Address of the word in the source segment. The frame record begins 8 bytes below it, the CFA lies 8 above.
+    pub slot: usize,
+    /// What it authenticated to: the address whose layout was planned with.
+    pub pc: RawPc,
+    /// [`Signing`] of the function that owns the record, as its byte value.
+    pub signing: u64,
+}
+
+impl Rebinding {
+    /// The frame record's address: what the frame pointer holds.
+    pub(crate) fn record(&self) -> usize {
+        self.slot.wrapping_sub(8)
+    }
+
+    /// The signing that the entry names; an entry that names none was rewritten.
+    pub(crate) fn signing(&self) -> Option<Signing> {
+        u8::try_from(self.signing).ok().and_then(Signing::from_byte)
+    }
+}
+
+/// The stubs' view of a stack: where the native side waits, where the tokens lie, which segment is the stack's.
+#[cfg(cfi_stack_native)]
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Control {
+    pub(crate) native_sp: usize,
+    pub(crate) native_token: usize,
+    pub(crate) token: usize,
+    pub(crate) seal: u64,
+    pub(crate) segment: *const Record,
+    pub(crate) shadow_top: usize,
+    pub(crate) identity: u64,
+    pub(crate) generation: u64,
+    pub(crate) outcome: u64,
+}
+
+/// What managed code carries: the limit it compares with and the stack it runs on.
+///
+/// The address must not change while a stack runs on it. Both words are written by this library alone.
+#[cfg(cfi_stack_native)]
+#[repr(C, align(16))]
+#[derive(Debug)]
+pub struct Activation {
+    pub(crate) limit: AtomicUsize,
+    pub(crate) control: AtomicPtr<Control>,
+    pub(crate) scratch: AtomicUsize,
+    reserved: AtomicUsize,
+}
+
+#[cfg(cfi_stack_native)]
+impl Activation {
+    /// Offset in bytes of the limit word: managed code calls `grow` when its stack pointer is below it (unsigned).
+    pub const LIMIT_OFFSET: i32 = 0;
+
+    /// An activation without a stack.
+    pub const fn new() -> Self {
+        Activation {
+            limit: AtomicUsize::new(usize::MAX),
+            control: AtomicPtr::new(std::ptr::null_mut()),
+            scratch: AtomicUsize::new(0),
+            reserved: AtomicUsize::new(0),
+        }
+    }
+}
+
+#[cfg(cfi_stack_native)]
+impl Default for Activation {
+    fn default() -> Self {
+        Activation::new()
+    }
+}
+
+/// The offsets that `asm/` has in its `#define`s.
+#[cfg(cfi_stack_native)]
+const _: () = {
+    assert!(std::mem::offset_of!(Control, native_token) == 8);
+    assert!(std::mem::offset_of!(Control, token) == 16);
+    assert!(std::mem::offset_of!(Control, seal) == 24);
+    assert!(std::mem::offset_of!(Control, segment) == 32);
+    assert!(std::mem::offset_of!(Control, shadow_top) == 40);
+    assert!(std::mem::offset_of!(Control, identity) == 48);
+    assert!(std::mem::offset_of!(Control, generation) == 56);
+    assert!(std::mem::offset_of!(Control, outcome) == 64);
+    assert!(std::mem::offset_of!(Activation, control) == 8);
+    assert!(std::mem::offset_of!(Activation, scratch) == 16);
+    assert!(std::mem::offset_of!(Record, base) == 0);
+    assert!(std::mem::offset_of!(Record, top) == 8);
+    assert!(std::mem::offset_of!(Record, identity) == 16);
+    assert!(std::mem::offset_of!(Record, generation) == 24);
+    assert!(std::mem::offset_of!(Record, seal) == 32);
+    assert!(std::mem::offset_of!(Rebinding, slot) == 0);
+    assert!(std::mem::offset_of!(Rebinding, pc) == 8);
+    assert!(std::mem::offset_of!(Rebinding, signing) == 16);
+    assert!(size_of::<Rebinding>() == 24);
+};
