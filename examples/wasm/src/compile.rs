@@ -5,7 +5,7 @@
 
 use crate::context::CodeIndex;
 use crate::emit::Emitter;
-use crate::error::{Error, unsupported};
+use crate::error::Error;
 use crate::glue;
 use crate::trap::Trap;
 use cfi_stack::codemap::{FrameLayout, Registered, Registration};
@@ -93,7 +93,7 @@ fn isa(key: Key) -> Result<OwnedTargetIsa, Error> {
     #[cfg(target_arch = "x86_64")]
     if !std::is_x86_feature_detected!("sse4.1") {
         // Rounding would become calls of native functions on the managed stack.
-        return unsupported("x86-64 CPUs without SSE4.1");
+        return crate::error::unsupported("x86-64 CPUs without SSE4.1");
     }
     builder.finish(settings::Flags::new(shared)).map_err(internal)
 }
