@@ -29,12 +29,33 @@ impl Record {
 
     /// Whether `bytes` bytes at `address` lie inside.
     pub(crate) fn holds(&self, address: usize, bytes: usize) -> bool {
-        address >= self.base && address <= self.top && self.top - address >= bytes
+        self.extent().holds(address, bytes)
+    }
+
+    /// The bounds as they are now. Looked at once: another thread may be writing the record.
+    pub(crate) fn extent(&self) -> Extent {
+        // SAFETY: both fields are borrowed and aligned; volatile, so that they are read here and not again.
+        let (base, top) = unsafe { ((&raw const self.base).read_volatile(), (&raw const self.top).read_volatile()) };
+        Extent { base, top }
     }
 
     /// Whether the two share a byte.
     pub(crate) fn overlaps(&self, other: &Record) -> bool {
         self.base < other.top && other.base < self.top
+    }
+}
+
+/// The bounds of a segment, out of an attacker's reach once they are in registers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    pub(crate) base: usize,
+    pub(crate) top: usize,
+}
+
+impl Extent {
+    /// Whether `bytes` bytes at `address` lie inside.
+    pub(crate) fn holds(&self, address: usize, bytes: usize) -> bool {
+        address >= self.base && address <= self.top && self.top - address >= bytes
     }
 }
 

@@ -3,7 +3,7 @@
 //! Nothing in the source is written. Until the caller makes the destination current, the stack is the one that it
 //! was; a failure at any step leaves it so.
 
-use crate::abi::Record;
+use crate::abi::{Extent, Record};
 use crate::error::Refusal;
 use crate::pac::Tampered;
 use crate::plan::Plan;
@@ -35,15 +35,16 @@ pub unsafe fn relocate<S: Signer>(
     if shadow.is_some_and(|shadow| shadow.len() != plan.rebindings().len()) {
         return Err(Tampered { evidence: "the plan and the shadow stack count different frames", slot: low }.into());
     }
-    let bytes = source.top.wrapping_sub(low);
-    if bytes > destination.size() {
+    let (from, to) = (source.extent(), destination.extent());
+    let bytes = from.top.wrapping_sub(low);
+    let delta = to.top.wrapping_sub(from.top);
+    if !from.holds(low, bytes) || !to.holds(low.wrapping_add(delta), bytes) {
         return Err(Tampered { evidence: "a segment record changed during the move", slot: low }.into());
     }
-    let delta = destination.top.wrapping_sub(source.top);
     step(Step::Planned, StepInfo::new(low, source, Some(destination), plan))?;
 
     // SAFETY: `fits` has shown that the two segments are disjoint and that the span fits in the destination, and that
-    // it lies in the source.
+    // it lies in the source; the two extents were looked at once and hold the span.
     unsafe {
         std::ptr::copy_nonoverlapping(
             std::ptr::with_exposed_provenance::<u8>(low),
@@ -53,7 +54,7 @@ pub unsafe fn relocate<S: Signer>(
     }
     step(Step::Copied, StepInfo::new(low, source, Some(destination), plan))?;
 
-    rebase(plan, source, destination, delta)?;
+    rebase(plan, from, to, delta)?;
     step(Step::Rebased, StepInfo::new(low, source, Some(destination), plan))?;
 
     // SAFETY: the caller's; the records are the stubs' own authority.
@@ -66,7 +67,7 @@ pub unsafe fn relocate<S: Signer>(
 /// Puts saved frame pointers and slots that point into the stack right, in the destination.
 ///
 /// The plan may have been rewritten, so every address taken from it is bounded by the destination again.
-fn rebase(plan: &Plan, source: &Record, destination: &Record, delta: usize) -> Result<(), Tampered> {
+fn rebase(plan: &Plan, source: Extent, destination: Extent, delta: usize) -> Result<(), Tampered> {
     let place = |address: usize| {
         let moved = address.wrapping_add(delta);
         if moved.is_multiple_of(8) && destination.holds(moved, 8) {

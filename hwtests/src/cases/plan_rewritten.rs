@@ -139,35 +139,12 @@ struct RecordAttack {
     word: usize,
     add: i64,
     unsealed: Code,
-    /// Whether the frame-pointer pass meets it before the stub does.
-    seen_by_rebase: bool,
 }
 
 const RECORDS: [RecordAttack; 9] = [
-    RecordAttack {
-        what: "source base lowered",
-        destination: false,
-        word: 0,
-        add: -4096,
-        unsealed: Code::C,
-        seen_by_rebase: false,
-    },
-    RecordAttack {
-        what: "source top lowered",
-        destination: false,
-        word: 1,
-        add: -64,
-        unsealed: Code::K,
-        seen_by_rebase: false,
-    },
-    RecordAttack {
-        what: "source top raised",
-        destination: false,
-        word: 1,
-        add: 64,
-        unsealed: Code::K,
-        seen_by_rebase: false,
-    },
+    RecordAttack { what: "source base lowered", destination: false, word: 0, add: -4096, unsealed: Code::C },
+    RecordAttack { what: "source top lowered", destination: false, word: 1, add: -64, unsealed: Code::K },
+    RecordAttack { what: "source top raised", destination: false, word: 1, add: 64, unsealed: Code::K },
     RecordAttack {
         what: "source identity",
         destination: false,
@@ -175,48 +152,12 @@ const RECORDS: [RecordAttack; 9] = [
         add: 1,
         // The arm64 stub compares the two even where nothing seals them.
         unsealed: if cfg!(target_arch = "aarch64") { Code::K } else { Code::C },
-        seen_by_rebase: false,
     },
-    RecordAttack {
-        what: "destination base raised",
-        destination: true,
-        word: 0,
-        add: 6144,
-        unsealed: Code::K,
-        seen_by_rebase: true,
-    },
-    RecordAttack {
-        what: "destination top lowered",
-        destination: true,
-        word: 1,
-        add: -64,
-        unsealed: Code::K,
-        seen_by_rebase: true,
-    },
-    RecordAttack {
-        what: "destination top raised",
-        destination: true,
-        word: 1,
-        add: 64,
-        unsealed: Code::K,
-        seen_by_rebase: false,
-    },
-    RecordAttack {
-        what: "destination identity",
-        destination: true,
-        word: 2,
-        add: 1,
-        unsealed: Code::K,
-        seen_by_rebase: false,
-    },
-    RecordAttack {
-        what: "destination generation",
-        destination: true,
-        word: 3,
-        add: 1,
-        unsealed: Code::K,
-        seen_by_rebase: false,
-    },
+    RecordAttack { what: "destination base raised", destination: true, word: 0, add: 6144, unsealed: Code::K },
+    RecordAttack { what: "destination top lowered", destination: true, word: 1, add: -64, unsealed: Code::K },
+    RecordAttack { what: "destination top raised", destination: true, word: 1, add: 64, unsealed: Code::K },
+    RecordAttack { what: "destination identity", destination: true, word: 2, add: 1, unsealed: Code::K },
+    RecordAttack { what: "destination generation", destination: true, word: 3, add: 1, unsealed: Code::K },
 ];
 
 /// A49.
@@ -256,11 +197,7 @@ pub fn all(class: &Class) -> Report {
         for attack in &RECORDS {
             let end = run(|| rewrite_record(step, attack));
             // Seals are compared, so FPAC has no part in it.
-            let code = match (class.pac(), attack.seen_by_rebase && step != Step::Rebased) {
-                (true, false) => Code::B,
-                (true, true) => Code::K,
-                (false, _) => attack.unsealed,
-            };
+            let code = if class.pac() { Code::B } else { attack.unsealed };
             tally.attack(&format!("{} at {step:?}", attack.what), &end, &[code]);
         }
     }
