@@ -4,8 +4,10 @@
     demo-report.py text|json FOLDER CLASS…
 
 FOLDER holds, for each class, CLASS.plan (a line for each command: purpose, program, attack) and CLASS.output (what the commands
-wrote, each closed by a line "=== STATUS"), or CLASS.missing (why the class did not run).
-Ends with 1 when a result differed, a change went uncaught where something is enforced, or a command left no report.
+wrote, each closed by a line "=== STATUS"), or CLASS.missing (why the class did not run). Where FOLDER/must-grow is, some program must
+grow on every class; where FOLDER/may-lack is, a class may be missing.
+Ends with 1 when a result differed, a change went uncaught where something is enforced, a command left no report, or one of these
+two was not met.
 """
 import json
 import os
@@ -14,6 +16,13 @@ import sys
 
 FATAL = re.compile(r"fatal (SIG[A-Z]+) si_code=(-?\d+)")
 SIGNALS = {4: "SIGILL", 5: "SIGTRAP", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 11: "SIGSEGV"}
+TAMPERING = "cfi-stack: tampering:"
+UNTOUCHED = "nothing was changed"
+# What marks out the end by one mechanism, (signal, si_code); see ends_of().
+REFUSED = {("SIGILL", 2): "the CPU refused the signature"}
+CHECKED = {("SIGTRAP", 1): "the library's check of the signature", ("SIGSEGV", 1): "the return ran into the poisoned address"}
+CHECK_ONLY = {("SIGTRAP", 1): "the library's check of the signature"}
+SHADOWED = {("SIGSEGV", 10): "the shadow stack differs"}
 
 
 def sections(text):
@@ -32,32 +41,47 @@ def read_class(folder, name):
     missing = os.path.join(folder, name + ".missing")
     if os.path.exists(missing):
         with open(missing) as file:
-            return None, file.read().strip()
+            return None, file.read().strip(), True
     with open(os.path.join(folder, name + ".plan")) as file:
         plan = [line.rstrip("\n").split("\t") for line in file]
     with open(os.path.join(folder, name + ".output"), errors="replace") as file:
         text = file.read()
     done = list(sections(text))
     if len(done) < len(plan):
-        return None, "the machine ended after %d of %d runs: %s" % (len(done), len(plan), " / ".join(text.splitlines()[-3:]))
+        return None, "the machine ended after %d of %d runs: %s" % (len(done), len(plan), " / ".join(text.splitlines()[-3:])), False
     runs = []
     for (purpose, program, attack), (lines, status) in zip(plan, done):
-        report = next((json.loads(line) for line in lines if line.startswith("{")), None)
-        fatal = next((match for match in map(FATAL.search, lines) if match), None)
+        signal = SIGNALS.get(status - 128, str(status - 128)) if status > 128 else None
+        # What the program says of its end counts only where its status says the same.
+        fatal = next((match for match in map(FATAL.search, lines) if match and match.group(1) == signal), None)
         runs.append({
-            "purpose": purpose, "program": program, "attack": attack, "status": status, "report": report,
-            "signal": fatal.group(1) if fatal else SIGNALS.get(status - 128, None if status < 128 else str(status - 128)),
+            "purpose": purpose, "program": program, "attack": attack, "status": status, "report": read_report(lines),
+            "signal": signal,
             "si_code": int(fatal.group(2)) if fatal else None,
-            "words": next((line for line in lines if line and not line.startswith(("{", "ci/on", "qemu:"))), ""),
+            "words": next((line for line in lines if line.startswith(TAMPERING)), None) or
+                     next((line for line in lines if line and not line.startswith(("{", "ci/on", "qemu:"))), ""),
+            "untouched": any(UNTOUCHED in line for line in lines),
         })
-    return runs, None
+    return runs, None, False
 
 
-def outcome(report):
-    """What a run came to: its result or its trap."""
-    if report is None:
-        return None
-    return ("trap", report["trap"]) if report.get("trap") else ("result", report["result"])
+def read_report(lines):
+    """The report that a run left, None when it left none or only a part of it."""
+    for line in lines:
+        if line.startswith("{"):
+            try:
+                return json.loads(line)
+            except ValueError:
+                return None
+    return None
+
+
+def same(run, other):
+    """Whether two runs came to the same: trap, result, the program's status and its output, and the status of the process."""
+    if run["report"] is None or other["report"] is None:
+        return False
+    return run["status"] == other["status"] and all(
+        run["report"].get(key) == other["report"].get(key) for key in ("trap", "result", "status", "output"))
 
 
 def compare(name, runs):
@@ -67,8 +91,7 @@ def compare(name, runs):
         if run["purpose"] != "grown":
             continue
         report = run["report"] or {}
-        other = fixed[run["program"]]["report"]
-        equal = run["report"] is not None and outcome(run["report"]) == outcome(other)
+        equal = same(run, fixed[run["program"]])
         yield {
             "kind": "run", "class": name, "program": run["program"], "enforced": report.get("enforced"),
             "growths": report.get("growths"), "frames_moved": report.get("frames_moved"), "rebound": report.get("rebound"),
@@ -77,29 +100,46 @@ def compare(name, runs):
         }
 
 
+def ends_of(enforced):
+    """The ends by which what is enforced shows that it caught a change: (signal, si_code) with their meaning. None: nothing is."""
+    pac = any(word.startswith("pac-i") for word in enforced)
+    shadow = "gcs" in enforced or "shstk" in enforced
+    if not pac and not shadow:
+        return None
+    ends = {}
+    if pac and "fpac" in enforced:
+        ends.update(REFUSED)
+        if shadow:
+            ends.update(CHECK_ONLY)
+    elif pac:
+        ends.update(CHECKED)
+    if shadow:
+        ends.update(SHADOWED)
+    return ends
+
+
 def meaning(row):
     """What a tampered run's end says about protection: (caught, words)."""
     code = (row["signal"], row["si_code"])
-    if not any(word.startswith("pac-i") or word in ("gcs", "shstk") for word in row["enforced"] or []):
-        end = "ran on to its end, result equal" if row["equal"] else "ran on to a wrong result"
-        if row["signal"]:
-            end = "crashed by chance, %s code %s" % code
-        return None, "not protected here: " + end
-    words = {
-        ("SIGILL", 2): "the CPU refused the signature",
-        ("SIGTRAP", 1): "the library's check of the signature",
-        ("SIGSEGV", 10): "the shadow stack differs",
-        ("SIGSEGV", 1): "the return ran into the poisoned address",
-    }
-    if code in words:
-        return True, words[code]
-    if row["signal"] == "SIGABRT":
+    ends = ends_of(row["enforced"] or [])
+    seen = row["signal"] == "SIGABRT" and row["words"].startswith(TAMPERING)
+    if row["untouched"]:
+        end = "nothing was changed: the stack never grew with so many frames on it"
+    elif row["signal"]:
+        end = "it ended in an unexpected way, by %s code %s" % code
+    elif row["equal"]:
+        end = "the result is right all the same"
+    else:
+        end = "a wrong end, status %s" % row["status"]
+    if row["enforced"] is None:
+        return False, "the honest run left no report, so what is enforced is not known"
+    if ends is None:
+        return None, "not protected here: " + (row["words"] if seen else end)
+    if seen:
         return True, "the library saw it: " + row["words"]
-    if row["signal"]:
-        return False, "ended in an unexpected way"
-    if row["equal"]:
-        return True, "without effect: the result is right all the same"
-    return False, "NOT CAUGHT: a wrong result"
+    if code in ends:
+        return True, ends[code]
+    return False, "NOT CAUGHT: " + end
 
 
 def attacks(name, runs):
@@ -108,12 +148,12 @@ def attacks(name, runs):
     for run in runs:
         if run["purpose"] != "tamper":
             continue
-        honest = grown[run["program"]]["report"] or {}
+        honest = grown[run["program"]]
         frame, bit, moment = run["attack"].split(":")
         row = {
             "kind": "tamper", "class": name, "program": run["program"], "frame": int(frame), "bit": int(bit), "moment": moment,
-            "enforced": honest.get("enforced"), "signal": run["signal"], "si_code": run["si_code"], "words": run["words"],
-            "equal": run["report"] is not None and outcome(run["report"]) == outcome(honest),
+            "enforced": (honest["report"] or {}).get("enforced"), "signal": run["signal"], "si_code": run["si_code"], "words": run["words"],
+            "status": run["status"], "untouched": run["untouched"], "equal": same(run, honest),
         }
         row["caught"], row["meaning"] = meaning(row)
         yield row
@@ -134,16 +174,26 @@ def table(header, rows, right):
 
 def main():
     form, folder, classes = sys.argv[1], sys.argv[2], sys.argv[3:]
-    rows, attacked, absent = [], [], []
+    may_lack = os.path.exists(os.path.join(folder, "may-lack"))
+    must_grow = os.path.exists(os.path.join(folder, "must-grow"))
+    rows, attacked, absent, broken = [], [], [], []
     for name in classes:
-        runs, reason = read_class(folder, name)
+        runs, reason, lacking = read_class(folder, name)
         if runs is None:
             absent.append({"kind": "absent", "class": name, "reason": reason})
+            if not (lacking and may_lack):
+                broken.append("%s did not run" % name)
             continue
-        rows += compare(name, runs)
+        compared = list(compare(name, runs))
+        rows += compared
         attacked += attacks(name, runs)
-    good = all(row["equal"] for row in rows) and all(row["caught"] is not False for row in attacked) and rows
-    broken = [row for row in absent if not row["reason"].count("not set up")]
+        if must_grow and not any(row["growths"] for row in compared):
+            broken.append("no program grew on %s" % name)
+    broken += ["%s on %s: not as on a fixed 8 MiB" % (row["program"], row["class"]) for row in rows if not row["equal"]]
+    broken += ["%s on %s, %s the move: %s" % (row["program"], row["class"], row["moment"], row["meaning"])
+               for row in attacked if row["caught"] is False]
+    if not rows:
+        broken.append("nothing ran")
     if form == "json":
         for row in rows + attacked + absent:
             print(json.dumps(row))
@@ -166,7 +216,10 @@ def main():
         )
         for row in absent:
             print("\n%s did not run: %s" % (row["class"], row["reason"]))
-    sys.exit(0 if good and not broken else 1)
+    sys.stdout.flush()
+    for words in broken:
+        print("ci/demo: " + words, file=sys.stderr)
+    sys.exit(1 if broken else 0)
 
 
 main()
