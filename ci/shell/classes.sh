@@ -36,6 +36,26 @@ emulator_group() {
     esac
 }
 
+# host_group: the word that makes ci/emulators set up what the class host wants and this machine lacks; nothing when it lacks nothing
+# or could not get it. Without root nothing is installed, and a machine that has what it needs is left alone.
+host_group() {
+    local command
+    command -v apt-get >/dev/null && [ "$(uname -m)" = x86_64 ] && [ "$(id -u)" = 0 ] || return 0
+    for command in cc g++ ld objdump readelf python3; do
+        command -v "$command" >/dev/null || { echo host; return 0; }
+    done
+}
+
+# can_set_up: whether ci/emulators can set anything up here: Debian's apt on x86-64, and root or every compiler there already.
+can_set_up() {
+    local piece
+    command -v apt-get >/dev/null && [ "$(uname -m)" = x86_64 ] || return 1
+    [ "$(id -u)" != 0 ] || return 0
+    for piece in tools cross-tools; do
+        (. "$CI/emulators.d/pieces/$piece"; whole) >/dev/null || return 1
+    done
+}
+
 # program_of ISA NAME: where `ci/cargo ISA build --release` leaves a program.
 program_of() {
     case $1 in
