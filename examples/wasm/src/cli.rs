@@ -6,6 +6,7 @@ use crate::store::Config;
 use crate::tamper::Tamper;
 use cfi_stack::Policy;
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Shown by `--help`.
@@ -230,6 +231,18 @@ impl Options {
             format: self.format.unwrap_or(Format::Text),
         }))
     }
+}
+
+/// Prints to stdout. A reader that has gone away is an error like any other.
+///
+/// # Errors
+/// [`Error::System`].
+pub fn print(text: &str) -> Result<(), Error> {
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Error::System(format!("cannot write the result: {error}")))
 }
 
 #[cfg(test)]

@@ -37,14 +37,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let done = cli::parse(std::env::args_os().skip(1)).and_then(|command| match command {
-        Command::Help => {
-            print!("{}", cli::HELP);
-            Ok(0)
-        }
-        Command::Version => {
-            println!("wasm {}", env!("CARGO_PKG_VERSION"));
-            Ok(0)
-        }
+        Command::Help => cli::print(cli::HELP).map(|()| 0),
+        Command::Version => cli::print(concat!("wasm ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| 0),
         Command::Run(options) => run::run(&options),
         Command::Suite(options) => suite::suite(&options),
     });

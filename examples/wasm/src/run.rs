@@ -1,6 +1,6 @@
 //! `wasm run`: one function of one module, and a report.
 
-use crate::cli::{Format, Run};
+use crate::cli::{Format, Run, print};
 use crate::context::Context;
 use crate::error::Error;
 use crate::instance::{Alone, Exports, Extern, instantiate};
@@ -40,11 +40,14 @@ pub fn run(options: &Run) -> Result<u8, Error> {
         *store.context.output.borrow_mut() = Some(Vec::new());
     }
     let module = Module::parse(bytes, &mut store.types)?;
-    let exports = instantiate(&mut store, &module, &Alone)?;
-    let (number, args) = choose(&store, &exports, options)?;
-    if let Some(Extern::Func(initialize)) = exports.get("_initialize") {
-        store.call(*initialize, &[]).map_err(|(error, _)| error)?;
-    }
+    let prepared = prepare(&mut store, &module, options);
+    let (number, args) = match prepared {
+        Err(error @ Error::Exit(_)) => {
+            let output = output(&store.context);
+            return report(options, &Outcome { result: Err(error), stats: Stats::default(), output, microseconds: 0 });
+        }
+        prepared => prepared?,
+    };
     if let Some(target) = options.tamper {
         target.arm();
     }
@@ -56,13 +59,23 @@ pub fn run(options: &Run) -> Result<u8, Error> {
         Err((error, stats)) => (Err(error), stats),
     };
     let output = output(&store.context);
-    let status = report(options, &Outcome { result, stats, output, microseconds });
+    let status = report(options, &Outcome { result, stats, output, microseconds })?;
     if options.tamper.is_some() && !tamper::done() {
         return Err(Error::Usage(
             "--tamper: nothing was changed, because the stack never grew with so many frames on it".to_owned(),
         ));
     }
     Ok(status)
+}
+
+/// Makes the instance and runs what runs before the chosen function: the module's start function and `_initialize`.
+fn prepare(store: &mut Store<'_>, module: &Module, options: &Run) -> Result<(usize, Vec<Value>), Error> {
+    let exports = instantiate(store, module, &Alone)?;
+    let chosen = choose(store, &exports, options)?;
+    if let Some(Extern::Func(initialize)) = exports.get("_initialize") {
+        store.call(*initialize, &[]).map_err(|(error, _)| error)?;
+    }
+    Ok(chosen)
 }
 
 fn output(context: &Context) -> String {
@@ -122,12 +135,12 @@ fn func_type<'a>(store: &'a Store<'_>, number: usize) -> &'a FuncType {
     store.types.get(store.function(number).type_id())
 }
 
-fn report(options: &Run, outcome: &Outcome) -> u8 {
+fn report(options: &Run, outcome: &Outcome) -> Result<u8, Error> {
     let Outcome { result, stats, output, microseconds } = outcome;
     let enforced: Vec<_> = detect().enabled.names().collect();
     let status = match result {
         Ok(_) => 0,
-        Err(Error::Exit(status)) => *status as u8,
+        Err(Error::Exit(status)) => u8::try_from(*status).unwrap_or(1),
         Err(_) => 1,
     };
     if options.format == Format::Json {
@@ -150,26 +163,29 @@ fn report(options: &Run, outcome: &Outcome) -> u8 {
             .text("output", Some(output))
             .number("microseconds", *microseconds)
             .finish();
-        println!("{text}");
+        print(&format!("{text}\n"))?;
     } else {
-        for value in result.iter().flatten() {
-            println!("{value}");
-        }
+        let mut text: String = result.iter().flatten().map(|value| format!("{value}\n")).collect();
         if options.stats {
             let list = if enforced.is_empty() { "nothing".to_owned() } else { enforced.join(" ") };
-            println!("enforced           {list}");
-            println!("growths            {}", stats.growths);
-            println!("frames moved       {}", stats.frames_moved);
-            println!("returns re-bound   {}", stats.rebound);
-            println!("bytes moved        {}", stats.bytes_moved);
-            println!("largest stack      {}", stats.largest);
-            println!("microseconds       {microseconds}");
+            for (name, value) in [
+                ("enforced", list),
+                ("growths", stats.growths.to_string()),
+                ("frames moved", stats.frames_moved.to_string()),
+                ("returns re-bound", stats.rebound.to_string()),
+                ("bytes moved", stats.bytes_moved.to_string()),
+                ("largest stack", stats.largest.to_string()),
+                ("microseconds", microseconds.to_string()),
+            ] {
+                text.push_str(&format!("{name:<18} {value}\n"));
+            }
         }
+        print(&text)?;
     }
     if let Err(error) = result
         && !matches!(error, Error::Exit(_))
     {
         eprintln!("wasm: {error}");
     }
-    status
+    Ok(status)
 }

@@ -5,7 +5,7 @@
 
 mod check;
 
-use crate::cli::{Format, Suite};
+use crate::cli::{Format, Suite, print};
 use crate::error::Error;
 use crate::instance::{Exports, Extern, Linker, instantiate};
 use crate::json::{self, Object};
@@ -127,9 +127,10 @@ pub fn suite(options: &Suite) -> Result<u8, Error> {
         let tally = run_file(name, test.raw(), &thread, options.config)?;
         if text {
             for failure in &tally.failures {
-                println!("  FAILED {failure}");
+                print(&format!("  FAILED {failure}\n"))?;
             }
-            println!("{name}: {}, {} growths, {} frames moved", tally.line(), tally.growths, tally.frames_moved);
+            let (line, growths, moved) = (tally.line(), tally.growths, tally.frames_moved);
+            print(&format!("{name}: {line}, {growths} growths, {moved} frames moved\n"))?;
         } else {
             files.push(tally.json(Object::default().text("file", Some(name))));
         }
@@ -138,13 +139,14 @@ pub fn suite(options: &Suite) -> Result<u8, Error> {
     let enforced: Vec<_> = detect().enabled.names().map(json::string).collect();
     if text {
         for (reason, count) in &all.skipped {
-            println!("skipped {count}: {reason}");
+            print(&format!("skipped {count}: {reason}\n"))?;
         }
-        println!("{}", all.line());
+        print(&format!("{}\n", all.line()))?;
     } else {
-        println!("{}", all.json(Object::default().list("files", files).list("enforced", enforced)));
+        print(&format!("{}\n", all.json(Object::default().list("files", files).list("enforced", enforced))))?;
     }
-    Ok(u8::from(all.failed != 0))
+    // A suite of which nothing ran shows nothing.
+    Ok(u8::from(all.failed != 0 || all.passed == 0))
 }
 
 /// A module's state in a file: its exports, or why it has none.

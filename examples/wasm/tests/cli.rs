@@ -6,6 +6,10 @@ use std::process::{Command, Output};
 
 /// The program, through the emulator that runs this test, if one does.
 fn wasm(args: &[&str]) -> Output {
+    command(args).output().expect("the program starts")
+}
+
+fn command(args: &[&str]) -> Command {
     let program = env!("CARGO_BIN_EXE_wasm");
     let runner = std::env::var("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER").unwrap_or_default();
     let mut words = runner.split_whitespace();
@@ -17,7 +21,8 @@ fn wasm(args: &[&str]) -> Output {
         }
         _ => Command::new(program),
     };
-    command.args(args).output().expect("the program starts")
+    command.args(args);
+    command
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -206,4 +211,58 @@ fn programs_of_the_demo_give_their_known_results() {
             result => assert_eq!(text(&output.stdout).trim(), result, "{line}: {}", text(&output.stderr)),
         }
     }
+}
+
+#[test]
+fn a_start_function_can_end_the_program_with_its_own_status() {
+    let module = |name: &str, status: i32| {
+        File::module(
+            name,
+            &format!(
+                r#"(module
+                    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+                    (func $start (call $exit (i32.const {status})))
+                    (func (export "_start"))
+                    (start $start))"#
+            ),
+        )
+    };
+    for (status, code) in [(0, 0), (7, 7), (255, 255), (256, 1), (-1, 1)] {
+        let file = module(&format!("exit{status}"), status);
+        let output = wasm(&["run", file.path(), "--format", "json"]);
+        assert_eq!(output.status.code(), Some(code), "{status}");
+        assert!(text(&output.stdout).contains(&format!("\"status\":{code}")), "{status}");
+    }
+}
+
+#[test]
+fn overlapping_vectors_do_not_add_up_to_the_hosts_memory() {
+    let file = File::module(
+        "vectors",
+        r#"(module
+            (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1024)
+            (func (export "flood") (result i32 i32) (local $at i32)
+                (loop $next
+                    (i32.store (local.get $at) (i32.const 0))
+                    (i32.store offset=4 (local.get $at) (i32.const 0x3000000))
+                    (local.set $at (i32.add (local.get $at) (i32.const 8)))
+                    (br_if $next (i32.lt_u (local.get $at) (i32.const 0x100000))))
+                (call $write (i32.const 1) (i32.const 0) (i32.const 0x20000) (i32.const 0x3fffff0))
+                (i32.load (i32.const 0x3fffff0))))"#,
+    );
+    let output = wasm(&["run", file.path(), "--invoke", "flood"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let lines = text(&output.stdout[output.stdout.len().saturating_sub(64)..]);
+    assert!(lines.ends_with("0\n16777216\n"), "16 MiB were written: {lines}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_reader_that_has_gone_away_is_an_error_and_no_panic() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let output = command(&["--help"]).stdout(full).output().expect("the program starts");
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("cannot write"), "{error}");
 }
