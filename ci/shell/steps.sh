@@ -5,9 +5,19 @@
 steps_of_class() {
     case $class in
         host) echo fmt clippy audit lib doc engine battery suite suite-relocate bench fuzz ;;
-        arm-fpac) echo clippy audit lib battery suite suite-relocate ;;
+        arm-fpac) echo clippy audit lib battery suite suite-relocate suite-key-b ;;
+        arm-pac) echo lib battery suite suite-relocate suite-key-b ;;
         macho-arm64e) echo assemble check ;;
         *) echo lib battery $([ "$suite" = none ] || echo suite suite-relocate) ;;
+    esac
+}
+
+# seconds_of_step STEP: after how long it is ended. That is many times what it takes: a step that hangs must not hold up the rest for ever.
+seconds_of_step() {
+    case $1 in
+        fmt | assemble) echo 600 ;;
+        fuzz) echo $((1800 + $(ls fuzz/fuzz_targets | wc -l) * ${CFI_STACK_FUZZ_SECONDS:-60})) ;;
+        *) echo "${CFI_STACK_STEP_SECONDS:-3600}" ;;
     esac
 }
 
@@ -16,7 +26,7 @@ builds_of_step() {
     case $1 in
         lib) echo "$isa test --no-run -p cfi-stack --lib --tests --all-features" ;;
         battery | audit) echo "$isa build --release -p cfi-hwtests" ;;
-        suite | suite-relocate) echo "$isa build --release -p wasm" ;;
+        suite | suite-*) echo "$isa build --release -p wasm" ;;
         engine) echo "$isa test --no-run --release -p wasm" ;;
         bench) echo "$isa bench --no-run --workspace" ;;
     esac
@@ -41,23 +51,42 @@ step_engine() { "$CI/cargo" "$isa" test --release -p wasm; }
 
 step_battery() { "$CI/battery" "$class"; }
 
+# run_suite OPTIONS…: everything that is chosen must run and pass: nothing is skipped in any class.
 run_suite() {
     "$CI/cargo" "$isa" build --quiet --release -p wasm
-    local chosen=()
+    local chosen=() output
     [ "$suite" = all ] || chosen=(--only "$suite")
-    "$CI/on" "$class" "$(program_of "$isa" wasm)" suite --stack 4096 ${chosen[@]+"${chosen[@]}"} "$@"
+    output=$(mktemp)
+    "$CI/on" "$class" "$(program_of "$isa" wasm)" suite --stack 4096 ${chosen[@]+"${chosen[@]}"} "$@" | tee "$output"
+    tail -n 1 "$output" | tr -d '\r' | grep -Eq '^[1-9][0-9]* passed, 0 failed, 0 skipped$' || { echo "the suite's last line must say that some passed and none were skipped"; return 1; }
+    rm "$output"
 }
 
 step_suite() { run_suite; }
 step_suite_relocate() { run_suite --relocate always; }
+step_suite_key_b() { run_suite --key b; }
+
+# component SUBCOMMAND NAME: makes rustup install a part of Rust that `cargo SUBCOMMAND` needs and that is missing.
+component() {
+    local added=
+    cargo "$1" --version >/dev/null 2>&1 || {
+        if command -v rustup >/dev/null && rustup component add "$2"; then added=1; fi
+        cargo "$1" --version >/dev/null 2>&1 || {
+            echo "there is no cargo $1 here: ${added:+rustup has just added $2 and it does not run; }install $2 (rustup component add $2), or the package of that name that belongs to this Rust"
+            return 1
+        }
+    }
+}
 
 step_fmt() {
+    component fmt rustfmt
     cargo fmt --all --check
     cargo fmt --manifest-path fuzz/Cargo.toml --check
 }
 
 step_clippy() {
     if [ "$class" = host ]; then
+        component clippy clippy
         "$CI/cargo" "$isa" clippy --workspace --all-targets --all-features -- -D warnings
     else
         "$CI/cargo" "$isa" clippy -p cfi-stack --all-targets --all-features -- -D warnings
