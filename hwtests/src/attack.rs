@@ -1,6 +1,7 @@
 //! The attacker's hook into a migration, and a stack for it to attack.
 
-use crate::child::{Verdict, leave_room_above_a_canary};
+use crate::child::{Verdict, leave_room_above_a_canary, page};
+use crate::cpu;
 use crate::managed::{self, Function};
 use crate::memory::{peek, poke};
 use crate::outcome::Code;
@@ -11,6 +12,7 @@ use cfi_stack::thread::Thread;
 use cfi_stack::{Error, Exit, Policy, Stack};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 
 type Attack = Box<dyn FnMut(Step, &mut StepInfo<'_>) -> Result<(), Error>>;
 
@@ -137,6 +139,8 @@ impl Scene {
 }
 
 /// Recurses `depth` deep with `attack` made at the first migration that comes to `step`: C when the result is right all the same.
+/// The `brk` expected is that of the function's key, unless the attack names another; a span that it freezes must stay as it is
+/// until the migration gives it back.
 ///
 /// # Errors
 /// What else came of it; also when the attack was never made.
@@ -149,9 +153,20 @@ pub fn under_attack(
     let mut scene = Scene::new(policy())?;
     let made = Rc::new(Cell::new(false));
     let note = made.clone();
-    once_at(step, move |info| {
-        note.set(true);
-        attack(info);
+    page().breakpoint.store(cpu::breakpoint_of(function.signing), Relaxed);
+    let mut attack = Some(attack);
+    at_every_step(move |now, info| {
+        if now == Step::Rebound {
+            // The next step gives the source away.
+            page().thaw_span();
+        }
+        if now == step
+            && let Some(attack) = attack.take()
+        {
+            note.set(true);
+            attack(info);
+        }
+        Ok(())
     });
     let right = scene.recurse_right(function, depth);
     stop();

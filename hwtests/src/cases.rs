@@ -4,7 +4,7 @@ mod bad_layouts;
 mod destination;
 mod failure_injection;
 mod frame_chain;
-mod limit_raised;
+mod limit_forged;
 mod overflow;
 mod plan_rewritten;
 mod return_addresses;
@@ -50,7 +50,7 @@ pub const ATTACKS: &[Case] = &[
         title: "a failure is injected at every step of a migration, memory runs out",
         run: failure_injection::every_step,
     },
-    Case { id: "A30", title: "the limit word is lowered to 0, then managed code recurses", run: limit_raised::lowered },
+    Case { id: "A30", title: "the limit word is forged, then managed code recurses", run: limit_forged::forged },
     Case { id: "A38", title: "a plain store to the stack's shadow stack", run: shadow_store::plain_store },
     Case {
         id: "A47",
@@ -62,5 +62,5 @@ pub const ATTACKS: &[Case] = &[
         title: "plan entries and segment records are rewritten during a migration",
         run: plan_rewritten::all,
     },
-    Case { id: "A50", title: "SIGPROF at 1 kHz on small stacks; a handler without SA_ONSTACK", run: signals::all },
+    Case { id: "A50", title: "SIGPROF while small stacks grow; a handler without SA_ONSTACK", run: signals::all },
 ];

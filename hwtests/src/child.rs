@@ -45,6 +45,8 @@ pub struct Page {
     pub store: AtomicU64,
     /// The poisoned form that a compiled return is expected to run into.
     pub poisoned: AtomicU64,
+    /// The immediate of the `brk` that a failed check is expected to meet.
+    pub breakpoint: AtomicU64,
     guard: [AtomicU64; 2],
     watched: [AtomicU64; 2],
     found: [AtomicU64; 2],
@@ -107,6 +109,12 @@ impl Page {
         freeze(&self.span, low, (top - low) / 8);
     }
 
+    /// Looks at that span for the last time: it is about to be given back.
+    pub fn thaw_span(&self) {
+        look_again(&self.span);
+        self.span[1].store(0, Relaxed);
+    }
+
     /// Whether that span is still the same.
     pub fn span_is_intact(&self) -> bool {
         look_again(&self.span);
@@ -158,6 +166,18 @@ fn map_canary(address: usize, bytes: usize) -> Option<usize> {
         )
     };
     (mapping != libc::MAP_FAILED).then(|| mapping.expose_provenance())
+}
+
+/// An address in a new mapping above `address`.
+pub fn map_above(address: usize) -> usize {
+    /// So far from one place to try to the next.
+    const STRIDE: usize = 1 << 24;
+    (1..1 << 12)
+        .find_map(|number| {
+            let place = (address & !0xffff) + number * STRIDE;
+            map_canary(place, CANARY).filter(|&got| got == place)
+        })
+        .expect("an address space has a gap above")
 }
 
 /// Leaves a hole of `bytes` bytes with a canary below it, where the kernel will map what comes next.
@@ -305,6 +325,7 @@ pub struct End {
     on_guard: bool,
     on_store: bool,
     on_poisoned: bool,
+    on_breakpoint: bool,
 }
 
 /// Runs `body` in a child.
@@ -321,10 +342,13 @@ pub fn run(body: impl FnOnce() -> Verdict) -> End {
         inside(body);
     }
     drop(writer);
-    let (stderr, how) = wait(child, reader);
+    let (stderr, how) = wait(child, reader, LIMIT);
     let page = page();
     let load = |words: &[AtomicU64]| words.iter().map(|word| word.load(Relaxed)).collect::<Vec<_>>();
     let (address, pc) = (page.address.load(Relaxed), page.pc.load(Relaxed));
+    let instruction = page.instruction.load(Relaxed) as u32;
+    // 0 is what a case leaves that expects none.
+    let expected = |place: &AtomicU64| Some(place.load(Relaxed)).filter(|&word| word != 0);
     End {
         how,
         stderr,
@@ -337,13 +361,14 @@ pub fn run(body: impl FnOnce() -> Verdict) -> End {
         address,
         pc,
         sp: page.sp.load(Relaxed),
-        instruction: page.instruction.load(Relaxed) as u32,
+        instruction,
         span_changed: changed(&page.span),
         beyond_guard: changed(&page.canary),
         has_canary: page.canary[1].load(Relaxed) != 0,
         on_guard: page.in_guard(address),
-        on_store: address == page.store.load(Relaxed),
-        on_poisoned: pc == page.poisoned.load(Relaxed),
+        on_store: expected(&page.store) == Some(address),
+        on_poisoned: expected(&page.poisoned) == Some(pc),
+        on_breakpoint: expected(&page.breakpoint).is_some_and(|brk| cpu::breakpoint(instruction) == Some(brk as u32)),
     }
 }
 
@@ -373,34 +398,43 @@ fn inside(body: impl FnOnce() -> Verdict) -> ! {
     unsafe { libc::_exit(ENDED) }
 }
 
-fn wait(child: i32, reader: OwnedFd) -> (String, How) {
+fn wait(child: i32, reader: OwnedFd, limit: Duration) -> (String, How) {
     let mut output = Vec::new();
     let mut file = File::from(reader);
     let start = Instant::now();
+    let mut status = 0;
+    let mut is_open = true;
     let mut hung = false;
     loop {
+        if !is_open {
+            // SAFETY: our own child, not waited for yet; fills one integer.
+            if unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == child {
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
         let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one live pollfd.
-        let ready = unsafe { libc::poll(&mut poll, 1, 500) };
+        let ready = if is_open { unsafe { libc::poll(&mut poll, 1, 500) } } else { 0 };
         if ready > 0 {
             let mut block = [0; 4096];
             match file.read(&mut block) {
-                Ok(0) | Err(_) => break,
+                Ok(0) | Err(_) => is_open = false,
                 Ok(bytes) => output.extend_from_slice(&block[..bytes]),
             }
         } else {
             progress::tick("a child is at work");
         }
-        if start.elapsed() > LIMIT {
+        if start.elapsed() > limit {
             hung = true;
-            // SAFETY: our own child, not waited for yet.
-            unsafe { libc::kill(child, libc::SIGKILL) };
+            // SAFETY: our own child, not waited for yet; fills one integer.
+            unsafe {
+                libc::kill(child, libc::SIGKILL);
+                libc::waitpid(child, &mut status, 0);
+            }
             break;
         }
     }
-    let mut status = 0;
-    // SAFETY: our own child; fills one integer.
-    unsafe { libc::waitpid(child, &mut status, 0) };
     let stderr = String::from_utf8_lossy(&output).into_owned();
     let page = page();
     let how = if hung {
@@ -442,11 +476,7 @@ impl End {
         let code = match (&self.how, self.signal, self.si_code) {
             (How::Ended(Ok(code)), ..) => *code,
             (How::Caught, libc::SIGILL, ILL_ILLOPN) if class.pac() && cpu::authenticates(self.instruction) => Code::F,
-            (How::Caught, libc::SIGTRAP, TRAP_BRKPT)
-                if matches!(cpu::breakpoint(self.instruction), Some(0xc470..=0xc474)) =>
-            {
-                Code::B
-            }
+            (How::Caught, libc::SIGTRAP, TRAP_BRKPT) if self.on_breakpoint => Code::B,
             (How::Caught, libc::SIGSEGV, SEGV_CPERR) if class.shadow() => Code::S,
             (How::Caught, libc::SIGSEGV, SEGV_MAPERR) if self.on_poisoned => Code::T,
             (How::Caught, libc::SIGSEGV, SEGV_ACCERR) if self.on_store => Code::W,
@@ -489,5 +519,28 @@ impl std::fmt::Display for End {
             write!(f, "; stderr: {}", self.stderr.trim_end())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_closes_stderr_and_hangs_is_ended() {
+        prepare();
+        let (reader, writer) = pipe();
+        // SAFETY: the child does nothing but wait.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0);
+        if child == 0 {
+            drop(writer);
+            loop {
+                // SAFETY: waits for a signal.
+                unsafe { libc::pause() };
+            }
+        }
+        drop(writer);
+        assert_eq!(wait(child, reader, Duration::from_millis(300)), (String::new(), How::Hung));
     }
 }

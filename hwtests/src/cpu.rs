@@ -88,6 +88,18 @@ pub fn authenticates(instruction: u32) -> bool {
     matches!(instruction, AUTIASP | AUTIBSP) || matches!(instruction & 0xffff_fc00, AUTIA | AUTIB)
 }
 
+/// Immediate of the `brk` in a stub whose check of a sealed record failed.
+pub const BRK_SEAL: u64 = 0xc474;
+
+/// Immediate of the `brk` in a stub whose check of a return address failed, by the key that it was made with; 0 for none.
+pub fn breakpoint_of(signing: Signing) -> u64 {
+    match signing {
+        Signing::None => 0,
+        Signing::A => 0xc470,
+        Signing::B => 0xc471,
+    }
+}
+
 /// The immediate, when the instruction is `brk`.
 pub fn breakpoint(instruction: u32) -> Option<u32> {
     (instruction & 0xffe0_001f == 0xd420_0000).then_some(instruction >> 5 & 0xffff)

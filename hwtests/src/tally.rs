@@ -35,6 +35,11 @@ impl<'a> Tally<'a> {
         }
     }
 
+    /// The class of CPU that the case runs on.
+    pub fn class(&self) -> &'a Class {
+        self.class
+    }
+
     /// A control: the run without the corruption must complete.
     pub fn control(&mut self, what: &str, end: &End) {
         match end.code(self.class) {

@@ -9,14 +9,18 @@
 //! - A rewritten record does not hold its seal: `brk #0xc474`, with FPAC too, because a seal is compared, not authenticated.
 //!   Where nothing seals, the stub finds that the words do not lie where the records say, and the next growth that the record is not
 //!   the stack's.
+//!
+//! Whatever the end, nothing may be signed for the place that the attacker chose, nor for the victim's own when its entry failed: the
+//! handler reads both, and finds what the copy left there (the library unmaps the destination before it ends the process with K).
+//! The source must stay as it was until the migration gives it back.
 
 use super::return_addresses::in_compiled_return;
 use crate::attack::{DEPTH, Found, ONE_GROWTH, corrupt, frames, under_attack};
-use crate::child::{Verdict, page, run};
+use crate::child::{self, Verdict, page, run};
 use crate::class::{Class, Column, Feature};
 use crate::cpu;
 use crate::managed::{self, Function};
-use crate::memory::peek;
+use crate::memory::{peek, peek_if_mapped};
 use crate::outcome::{Code, Report};
 use crate::tally::Tally;
 use cfi_stack::pac::{RawPc, Signing};
@@ -26,6 +30,15 @@ use std::sync::atomic::Ordering::Relaxed;
 /// The entry that is rewritten, and another.
 const VICTIM: usize = 5;
 const OTHER: usize = 9;
+
+/// Where the child notes what the watched places must hold: as the copy leaves them, and as re-bound by right, 0 for never.
+const COPIED: [usize; 2] = [2, 3];
+const REBOUND: [usize; 2] = [4, 5];
+/// Which places are watched: the chosen one, the victim's own.
+const CHOSEN: usize = 0;
+const OWN: usize = 1;
+/// Where the child notes which of them lie in the destination, one bit each.
+const WATCHED: usize = 6;
 
 type Rewrite = fn(&mut [Rebinding], &[Found]);
 
@@ -186,7 +199,9 @@ pub fn all(class: &Class) -> Report {
                     End::InStub if !fits_other_key => class.stub_failure(),
                     End::InStub | End::AtReturn => class.return_failure(),
                 };
-                tally.attack(&format!("{} at {step:?}, {key}", attack.what), &end, &[code]);
+                let what = format!("{} at {step:?}, {key}", attack.what);
+                let code = tally.attack(&what, &end, &[code]);
+                nothing_signed(&mut tally, &what, &end, code);
                 if at_return {
                     in_compiled_return(&mut tally, function, &end);
                 }
@@ -195,13 +210,49 @@ pub fn all(class: &Class) -> Report {
     }
     for step in [Step::Planned, Step::Copied, Step::Rebased] {
         for attack in &RECORDS {
-            let end = run(|| rewrite_record(step, attack));
+            let end = run(|| rewrite_record(step, attack, class.pac()));
             // Seals are compared, so FPAC has no part in it.
             let code = if class.pac() { Code::B } else { attack.unsealed };
-            tally.attack(&format!("{} at {step:?}", attack.what), &end, &[code]);
+            let what = format!("{} at {step:?}", attack.what);
+            let code = tally.attack(&what, &end, &[code]);
+            nothing_signed(&mut tally, &what, &end, code);
         }
     }
     tally.report()
+}
+
+/// The watched places hold what they must. They must be there unless the library ended the process, which unmaps them before.
+fn nothing_signed(tally: &mut Tally<'_>, what: &str, end: &child::End, code: Option<Code>) {
+    if !matches!(code, Some(Code::F | Code::B | Code::T | Code::S | Code::K)) {
+        return;
+    }
+    for (index, place) in [(CHOSEN, "the chosen place"), (OWN, "the victim's own place")] {
+        let (copied, rebound) = (end.notes[COPIED[index]], end.notes[REBOUND[index]]);
+        match end.found[index] {
+            Some(found) if found == copied || rebound != 0 && found == rebound => {}
+            Some(found) => tally.fail(format!("{what}: {place} changed from {copied:#x} to {found:#x}")),
+            None if end.notes[WATCHED] & 1 << index == 0 || code == Some(Code::K) => {}
+            None => tally.fail(format!("{what}: nobody saw {place} ({end})")),
+        }
+    }
+}
+
+/// Has the handler read a place in the destination, and notes what it must hold then: what lies there once the span is copied,
+/// and `rebound`, which may have been signed for it by right. A place elsewhere is none that the stub may write to.
+fn watch(info: &StepInfo<'_>, step: Step, index: usize, slot: usize, rebound: Option<u64>) {
+    let place = slot.wrapping_add(info.delta);
+    // SAFETY: the step hook says that five words lie there.
+    let [base, top] = [0, 8].map(|offset| unsafe { peek(info.destination_record + offset) } as usize);
+    let Some(inside) = top.checked_sub(8) else { return };
+    if !(base..=inside).contains(&place) {
+        return;
+    }
+    let from = if step == Step::Planned && (info.youngest..info.top).contains(&slot) { slot } else { place };
+    let Some(copied) = peek_if_mapped(from) else { return };
+    page().notes[COPIED[index]].store(copied, Relaxed);
+    page().notes[REBOUND[index]].store(rebound.unwrap_or(0), Relaxed);
+    page().notes[WATCHED].fetch_or(1 << index, Relaxed);
+    page().watch(index, place);
 }
 
 fn rewrite(function: Function, step: Step, rewrite: Rewrite, poisons: bool) -> Verdict {
@@ -210,7 +261,9 @@ fn rewrite(function: Function, step: Step, rewrite: Rewrite, poisons: bool) -> V
         let victim = frames[VICTIM];
         let raw = cpu::strip(victim.word);
         let place = victim.modifier().wrapping_add(info.delta as u64);
+        page().freeze_span(info.youngest, info.top);
         rewrite(info.plan(), &frames);
+        let chosen = info.plan()[VICTIM].slot;
         // What will stand in the destination when the victim returns: its old word, or one made with the other key.
         let key = match info.plan()[VICTIM].signing {
             1 => Signing::A,
@@ -226,18 +279,43 @@ fn rewrite(function: Function, step: Step, rewrite: Rewrite, poisons: bool) -> V
         let fits = word == Some(cpu::sign(raw, place, function.signing));
         page().notes[0].store(u64::from(fits), Relaxed);
         page().notes[1].store(u64::from(fits_other_key), Relaxed);
+        // The stub authenticates with the key that the entry names.
+        page().breakpoint.store(cpu::breakpoint_of(key), Relaxed);
+        // What the other key let through is signed with it; never what the victim's return would take, or the run completes.
+        let accepted = word.filter(|_| fits_other_key);
+        let rightful = |frame: &Found| {
+            cpu::sign(cpu::strip(frame.word), frame.modifier().wrapping_add(info.delta as u64), function.signing)
+        };
+        let other = frames.iter().find(|frame| frame.slot() == chosen && chosen != victim.slot()).map(rightful);
+        watch(info, step, CHOSEN, chosen, if chosen == victim.slot() { accepted } else { other });
+        watch(info, step, OWN, victim.slot(), accepted);
         if poisons && let Some(word) = word {
             page().poisoned.store(cpu::poisoned(word, place, function.signing), Relaxed);
         }
     })
 }
 
-fn rewrite_record(step: Step, attack: &'static RecordAttack) -> Verdict {
+/// Where records are not sealed, some attacks show at the next growth only, when the destination is the stack: nothing is
+/// watched there then.
+fn rewrite_record(step: Step, attack: &'static RecordAttack, seals: bool) -> Verdict {
     under_attack(managed::recurse_a(), DEPTH, step, move |info: &mut StepInfo<'_>| {
         let record = if attack.destination { info.destination_record } else { info.source_record };
         let place = record + attack.word * 8;
         // SAFETY: the step hook says that five words lie there.
         let word = unsafe { peek(place) };
+        page().freeze_span(info.youngest, info.top);
+        if seals {
+            let victim = frames(info)[VICTIM].slot();
+            // Where the victim's word would go if the record were believed.
+            let shift = match (attack.word, attack.destination) {
+                (1, true) => attack.add,
+                (1, false) => -attack.add,
+                _ => 0,
+            };
+            watch(info, step, CHOSEN, victim.wrapping_add_signed(shift as isize), None);
+            watch(info, step, OWN, victim, None);
+            page().breakpoint.store(cpu::BRK_SEAL, Relaxed);
+        }
         corrupt(place, word.wrapping_add_signed(attack.add));
     })
 }

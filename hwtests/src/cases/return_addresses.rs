@@ -134,6 +134,10 @@ fn flip(function: Function, index: usize, poisons: bool) -> Verdict {
         if poisons {
             page().poisoned.store(cpu::poisoned(word, frame.modifier(), function.signing), Relaxed);
         }
+        if index == 0 {
+            // The stub's: compiled code has no part in it, and the stubs sign with key A.
+            page().breakpoint.store(cpu::breakpoint_of(Signing::A), Relaxed);
+        }
         corrupt(frame.slot(), word);
     })
 }
