@@ -2,6 +2,7 @@
 
 use crate::class::Feature;
 use crate::outcome::Format;
+use std::ffi::OsString;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -16,7 +17,8 @@ usage: hwtests [--list] [--only CASES] [--require FEATURES] [--class NAME] [--fo
   --format FORMAT      table (with a last line of counts) or json (one object per line)
   --help               this text
 
-Exit status: 0 when nothing failed, 1 when something did, 2 when the command line makes no sense.
+Exit status: 0 when nothing failed, 1 when something did, or the command line makes no sense, or stdout is
+closed or full.
 ";
 
 /// What is to be done.
@@ -47,10 +49,11 @@ pub struct Options {
 ///
 /// # Errors
 /// What is wrong with them.
-pub fn parse(arguments: impl Iterator<Item = String>, known: &[&str]) -> Result<Command, String> {
+pub fn parse(arguments: impl Iterator<Item = OsString>, known: &[&str]) -> Result<Command, String> {
     let mut options = Options { only: None, require: Vec::new(), class: None, format: Format::Table };
     let mut list = false;
-    let mut arguments = arguments;
+    // What is no text is no word of this command line, and is named as far as it is text.
+    let mut arguments = arguments.map(|argument| argument.to_string_lossy().into_owned());
     while let Some(argument) = arguments.next() {
         let (name, inline) = match argument.split_once('=') {
             Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value.to_owned())),
@@ -74,7 +77,11 @@ pub fn parse(arguments: impl Iterator<Item = String>, known: &[&str]) -> Result<
                 options.only.get_or_insert_default().extend(ids);
             }
             "--require" => {
-                for word in words(&value()?) {
+                let features = value()?;
+                if words(&features).next().is_none() {
+                    return Err("--require names no feature".into());
+                }
+                for word in words(&features) {
                     let names = || Feature::ALL.map(Feature::name).join(", ");
                     let feature = Feature::named(word)
                         .ok_or_else(|| format!("there is no feature {word}; there are {}", names()))?;
@@ -104,7 +111,7 @@ mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Result<Command, String> {
-        parse(line.split_whitespace().map(str::to_owned), &["A14", "S01"])
+        parse(line.split_whitespace().map(OsString::from), &["A14", "S01"])
     }
 
     #[test]
@@ -114,12 +121,21 @@ mod tests {
             ("--only", "--only"),
             ("--only ,", "--only"),
             ("--require sve", "sve"),
+            ("--require=", "--require"),
+            ("--require ,", "--require"),
             ("--format xml", "xml"),
             ("--list=yes", "--list"),
             ("now", "now"),
         ] {
             assert!(parsed(line).is_err_and(|text| text.contains(named)), "{line}");
         }
+    }
+
+    #[test]
+    fn an_argument_that_is_no_text_is_an_error() {
+        use std::os::unix::ffi::OsStringExt;
+        let argument = OsString::from_vec(vec![b'-', b'-', 0xff]);
+        assert!(parse([argument].into_iter(), &["A14"]).is_err_and(|text| text.contains("unknown argument")));
     }
 
     #[test]

@@ -22,60 +22,81 @@ use cfi_start as _;
 use class::Class;
 use cli::{Command, Options};
 use outcome::{Counts, Format, Outcome, Report};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cases: Vec<&Case> = cases::ATTACKS.iter().chain(selftest::SELFTESTS).collect();
     let ids: Vec<&str> = cases.iter().map(|case| case.id).collect();
-    match cli::parse(std::env::args().skip(1), &ids) {
-        Ok(Command::Help) => print!("{}", cli::HELP),
-        Ok(Command::List(format)) => list(&cases, format),
-        Ok(Command::Run(options)) => return run(&cases, options),
+    let mut out = std::io::stdout().lock();
+    let done = match cli::parse(std::env::args_os().skip(1), &ids) {
+        Ok(Command::Help) => write!(out, "{}", cli::HELP).map(|()| true),
+        Ok(Command::List(format)) => list(&mut out, &cases, format).map(|()| true),
+        Ok(Command::Run(options)) => run(&mut out, &cases, options),
         Err(text) => {
-            eprintln!("hwtests: {text}\nhwtests --help says more");
-            return ExitCode::from(2);
+            tell(&format!("{text}\nhwtests --help says more"));
+            Ok(false)
+        }
+    };
+    match done.and_then(|right| out.flush().map(|()| right)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            tell(&format!("cannot write the report: {error}"));
+            ExitCode::FAILURE
         }
     }
-    ExitCode::SUCCESS
 }
 
-fn list(cases: &[&Case], format: Format) {
+/// A word on stderr, if anybody can hear it.
+fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "hwtests: {text}");
+}
+
+fn list(out: &mut impl Write, cases: &[&Case], format: Format) -> io::Result<()> {
     for Case { id, title, .. } in cases {
         match format {
-            Format::Table => println!("{id}  {title}"),
-            Format::Json => println!("{{\"case\":{},\"title\":{}}}", outcome::quoted(id), outcome::quoted(title)),
+            Format::Table => writeln!(out, "{id}  {title}")?,
+            Format::Json => {
+                writeln!(out, "{{\"case\":{},\"title\":{}}}", outcome::quoted(id), outcome::quoted(title))?;
+            }
         }
     }
+    Ok(())
 }
 
-fn run(cases: &[&Case], options: Options) -> ExitCode {
+/// Whether nothing failed.
+fn run(out: &mut impl Write, cases: &[&Case], options: Options) -> io::Result<bool> {
     let Options { only, require, class, format } = options;
     child::prepare();
     let class = Class::detect(class);
     let mut counts = Counts::default();
-    let mut tell = |case: &str, report: &Report| {
+    // Each line at once: what a child inherits must not be written twice.
+    let report = |out: &mut dyn Write, counts: &mut Counts, case: &str, report: &Report| {
         counts.add(report.outcome);
-        println!("{}", outcome::line(format, case, &class.name, report));
+        writeln!(out, "{}", outcome::line(format, case, &class.name, report)).and_then(|()| out.flush())
     };
     if format == Format::Table {
         let enabled: Vec<_> = class.features.enabled.names().collect();
-        println!("{}: {}", class.name, if enabled.is_empty() { "nothing enforced".into() } else { enabled.join(" ") });
-        println!("{}", outcome::heading());
+        let enabled = if enabled.is_empty() { "nothing enforced".into() } else { enabled.join(" ") };
+        writeln!(out, "{}: {enabled}\n{}", class.name, outcome::heading())?;
+        out.flush()?;
     }
     for &feature in require.iter().filter(|&&feature| !class.has(feature)) {
-        tell("-", &Report::fail(format!("{} is required and not enabled here", feature.name())));
+        let missing = Report::fail(format!("{} is required and not enabled here", feature.name()));
+        report(out, &mut counts, "-", &missing)?;
     }
     let chosen = |id: &str| only.as_ref().is_none_or(|only| only.iter().any(|wanted| wanted == id));
     for case in cases.iter().filter(|case| chosen(case.id)) {
         progress::begin(case.id);
-        let mut report = (case.run)(&class);
-        if report.outcome == Outcome::Skip && report.missing.iter().any(|missing| require.contains(missing)) {
-            report = Report::fail(format!("skipped, though it is required: {}", report.reason));
+        let mut found = (case.run)(&class);
+        if found.outcome == Outcome::Skip && found.missing.iter().any(|missing| require.contains(missing)) {
+            found = Report::fail(format!("skipped, though it is required: {}", found.reason));
         }
-        tell(case.id, &report);
+        report(out, &mut counts, case.id, &found)?;
     }
     if format == Format::Table {
-        println!("{counts}");
+        writeln!(out, "{counts}")?;
     }
-    if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(counts.failed == 0)
 }
