@@ -3,7 +3,7 @@
 use crate::child::{Verdict, leave_room_above_a_canary, page};
 use crate::cpu;
 use crate::managed::{self, Function};
-use crate::memory::{peek, poke};
+use crate::memory::{peek, poke, share};
 use crate::outcome::Code;
 use cfi_stack::codemap::Registered;
 use cfi_stack::engine::Activation;
@@ -200,6 +200,28 @@ pub fn frames(info: &StepInfo<'_>) -> Vec<Found> {
     let records = crate::memory::records(info.youngest, info.top);
     // SAFETY: the records lie in the segment that the hook was shown.
     records.into_iter().map(|record| Found { record, word: unsafe { peek(record + 8) } }).collect()
+}
+
+/// The destination of a migration, kept readable when the library unmaps it.
+#[derive(Clone, Copy)]
+pub struct Kept {
+    base: usize,
+    top: usize,
+    view: usize,
+}
+
+impl Kept {
+    /// Puts shared memory with the same contents in its place. The library sees no difference.
+    pub fn destination(info: &StepInfo<'_>) -> Kept {
+        // SAFETY: the step hook says that five words lie there.
+        let [base, top] = [0, 8].map(|offset| unsafe { peek(info.destination_record + offset) } as usize);
+        Kept { base, top, view: share(base, top - base) }
+    }
+
+    /// Where a word of the destination can be read for good; nothing when it does not lie in it.
+    pub fn view(&self, place: usize) -> Option<usize> {
+        (self.base..=self.top - 8).contains(&place).then(|| place - self.base + self.view)
+    }
 }
 
 /// Writes a word of the stack that the hook was shown.

@@ -65,6 +65,24 @@ pub fn records(youngest: usize, top: usize) -> Vec<usize> {
     }
 }
 
+/// Replaces private memory by shared memory with the same contents. Returns where a second view of it lies, which stays when
+/// the first is unmapped.
+pub fn share(address: usize, bytes: usize) -> usize {
+    let at = std::ptr::with_exposed_provenance_mut(address);
+    let (readable, writable) = (libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE);
+    // SAFETY: the callers' mapping, whose contents stay as they are; the rest is new.
+    let view = unsafe {
+        let file = libc::memfd_create(c"kept".as_ptr(), 0);
+        assert!(file >= 0 && libc::write(file, at, bytes) == bytes as isize, "no shared memory");
+        let first = libc::mmap(at, bytes, writable, libc::MAP_SHARED | libc::MAP_FIXED, file, 0);
+        let second = libc::mmap(std::ptr::null_mut(), bytes, readable, libc::MAP_SHARED, file, 0);
+        libc::close(file);
+        assert!(first == at && second != libc::MAP_FAILED, "no view of shared memory");
+        second
+    };
+    view.expose_provenance()
+}
+
 /// Takes the next `count` places where the kernel would map a small segment, for good: stacks made later lie elsewhere.
 pub fn take_places(count: usize) {
     /// A page and the default guard.

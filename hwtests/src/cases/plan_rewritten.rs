@@ -11,11 +11,11 @@
 //!   the stack's.
 //!
 //! Whatever the end, nothing may be signed for the place that the attacker chose, nor for the victim's own when its entry failed: the
-//! handler reads both, and finds what the copy left there (the library unmaps the destination before it ends the process with K).
+//! handler reads both, and finds what the copy left there (in a second view: with K the library unmaps the destination first).
 //! The source must stay as it was until the migration gives it back.
 
 use super::return_addresses::in_compiled_return;
-use crate::attack::{DEPTH, Found, ONE_GROWTH, corrupt, frames, under_attack};
+use crate::attack::{DEPTH, Found, Kept, ONE_GROWTH, corrupt, frames, under_attack};
 use crate::child::{self, Verdict, page, run};
 use crate::class::{Class, Column, Feature};
 use crate::cpu;
@@ -221,7 +221,7 @@ pub fn all(class: &Class) -> Report {
     tally.report()
 }
 
-/// The watched places hold what they must. They must be there unless the library ended the process, which unmaps them before.
+/// The watched places hold what they must.
 fn nothing_signed(tally: &mut Tally<'_>, what: &str, end: &child::End, code: Option<Code>) {
     if !matches!(code, Some(Code::F | Code::B | Code::T | Code::S | Code::K)) {
         return;
@@ -231,22 +231,16 @@ fn nothing_signed(tally: &mut Tally<'_>, what: &str, end: &child::End, code: Opt
         match end.found[index] {
             Some(found) if found == copied || rebound != 0 && found == rebound => {}
             Some(found) => tally.fail(format!("{what}: {place} changed from {copied:#x} to {found:#x}")),
-            None if end.notes[WATCHED] & 1 << index == 0 || code == Some(Code::K) => {}
+            None if end.notes[WATCHED] & 1 << index == 0 => {}
             None => tally.fail(format!("{what}: nobody saw {place} ({end})")),
         }
     }
 }
 
-/// Has the handler read a place in the destination, and notes what it must hold then: what lies there once the span is copied,
+/// Has the handler read a place in the destination, kept for it, and notes what it must hold then: what lies there once the span is copied,
 /// and `rebound`, which may have been signed for it by right. A place elsewhere is none that the stub may write to.
-fn watch(info: &StepInfo<'_>, step: Step, index: usize, slot: usize, rebound: Option<u64>) {
-    let place = slot.wrapping_add(info.delta);
-    // SAFETY: the step hook says that five words lie there.
-    let [base, top] = [0, 8].map(|offset| unsafe { peek(info.destination_record + offset) } as usize);
-    let Some(inside) = top.checked_sub(8) else { return };
-    if !(base..=inside).contains(&place) {
-        return;
-    }
+fn watch(kept: Kept, info: &StepInfo<'_>, step: Step, index: usize, slot: usize, rebound: Option<u64>) {
+    let Some(place) = kept.view(slot.wrapping_add(info.delta)) else { return };
     let from = if step == Step::Planned && (info.youngest..info.top).contains(&slot) { slot } else { place };
     let Some(copied) = peek_if_mapped(from) else { return };
     page().notes[COPIED[index]].store(copied, Relaxed);
@@ -287,8 +281,9 @@ fn rewrite(function: Function, step: Step, rewrite: Rewrite, poisons: bool) -> V
             cpu::sign(cpu::strip(frame.word), frame.modifier().wrapping_add(info.delta as u64), function.signing)
         };
         let other = frames.iter().find(|frame| frame.slot() == chosen && chosen != victim.slot()).map(rightful);
-        watch(info, step, CHOSEN, chosen, if chosen == victim.slot() { accepted } else { other });
-        watch(info, step, OWN, victim.slot(), accepted);
+        let kept = Kept::destination(info);
+        watch(kept, info, step, CHOSEN, chosen, if chosen == victim.slot() { accepted } else { other });
+        watch(kept, info, step, OWN, victim.slot(), accepted);
         if poisons && let Some(word) = word {
             page().poisoned.store(cpu::poisoned(word, place, function.signing), Relaxed);
         }
@@ -312,8 +307,9 @@ fn rewrite_record(step: Step, attack: &'static RecordAttack, seals: bool) -> Ver
                 (1, false) => -attack.add,
                 _ => 0,
             };
-            watch(info, step, CHOSEN, victim.wrapping_add_signed(shift as isize), None);
-            watch(info, step, OWN, victim, None);
+            let kept = Kept::destination(info);
+            watch(kept, info, step, CHOSEN, victim.wrapping_add_signed(shift as isize), None);
+            watch(kept, info, step, OWN, victim, None);
             page().breakpoint.store(cpu::BRK_SEAL, Relaxed);
         }
         corrupt(place, word.wrapping_add_signed(attack.add));

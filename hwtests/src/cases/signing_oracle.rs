@@ -1,7 +1,7 @@
 //! A25: the attacker writes a value into a return-address slot between plan and re-bind, and reads the output slot.
 
 use super::return_addresses::{FORGERIES, PLACES, SIGNATURE_BIT};
-use crate::attack::{DEPTH, Dice, Found, corrupt, frames, under_attack};
+use crate::attack::{DEPTH, Dice, Found, Kept, corrupt, frames, under_attack};
 use crate::child::{End, Verdict, page, run};
 use crate::class::Class;
 use crate::cpu;
@@ -70,14 +70,13 @@ pub fn chosen_values(class: &Class) -> Report {
     tally.report()
 }
 
-/// The output slot holds what was copied there. It must be there where the stub itself ended (F, B); the library unmaps the
-/// destination before it ends the process (K).
+/// The output slot holds what was copied there, and was seen whenever a signal ended the run.
 fn unwritten(tally: &mut Tally<'_>, what: &str, end: &End) {
     match end.found[0] {
         Some(found) if found != end.notes[1] => {
             tally.fail(format!("{what}: the output slot changed from {:#x} to {found:#x}", end.notes[1]));
         }
-        None if matches!(end.code(tally.class()), Ok(Code::F | Code::B)) => {
+        None if matches!(end.code(tally.class()), Ok(Code::F | Code::B | Code::K)) => {
             tally.fail(format!("{what}: nobody saw the output slot ({end})"));
         }
         _ => {}
@@ -96,7 +95,8 @@ fn attempt(function: Function, mut dice: Dice, choice: Choice) -> Verdict {
         let output = victim.slot().wrapping_add(info.delta);
         // SAFETY: the span was copied there.
         page().notes[1].store(unsafe { peek(output) }, Relaxed);
-        page().watch(0, output);
+        // With K the library unmaps the destination before it ends the process.
+        page().watch(0, Kept::destination(info).view(output).unwrap_or(output));
         corrupt(victim.slot(), chosen);
     })
 }
