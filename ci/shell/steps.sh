@@ -54,12 +54,13 @@ step_battery() { "$CI/battery" "$class"; }
 # run_suite OPTIONS…: everything that is chosen must run and pass: nothing is skipped in any class.
 run_suite() {
     "$CI/cargo" "$isa" build --quiet --release -p wasm
-    local chosen=() output
+    local chosen=() output last
     [ "$suite" = all ] || chosen=(--only "$suite")
     output=$(mktemp)
     "$CI/on" "$class" "$(program_of "$isa" wasm)" suite --stack 4096 ${chosen[@]+"${chosen[@]}"} "$@" | tee "$output"
-    tail -n 1 "$output" | tr -d '\r' | grep -Eq '^[1-9][0-9]* passed, 0 failed, 0 skipped$' || { echo "the suite's last line must say that some passed and none were skipped"; return 1; }
+    last=$(tail -n 1 "$output" | tr -d '\r')
     rm "$output"
+    [[ $last =~ ^[1-9][0-9]*\ passed,\ 0\ failed,\ 0\ skipped$ ]] || { echo "the suite's last line must say that some passed and none was skipped; it says: $last"; return 1; }
 }
 
 step_suite() { run_suite; }
