@@ -8,7 +8,7 @@ use std::fmt::{self, Write};
 pub enum Code {
     /// Authentication fault: SIGILL, ILL_ILLOPN, at an `aut` instruction.
     F,
-    /// Our own check: SIGTRAP, TRAP_BRKPT, at `brk #0xc470` to `#0xc474`.
+    /// Our own check: SIGTRAP, TRAP_BRKPT, at the `brk` that the case names: `#0xc470` (key A), `#0xc471` (B), `#0xc474` (a seal).
     B,
     /// A compiled return ran into exactly the poisoned address: SIGSEGV, SEGV_MAPERR.
     T,

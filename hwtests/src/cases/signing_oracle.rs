@@ -98,5 +98,6 @@ fn attempt(function: Function, mut dice: Dice, choice: Choice) -> Verdict {
         // With K the library unmaps the destination before it ends the process.
         page().watch(0, Kept::destination(info).view(output).unwrap_or(output));
         corrupt(victim.slot(), chosen);
+        page().freeze_span(info.youngest, info.top);
     })
 }
