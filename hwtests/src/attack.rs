@@ -36,19 +36,6 @@ pub fn at_every_step(attack: impl FnMut(Step, &mut StepInfo<'_>) -> Result<(), E
     set_hook(Some(relay));
 }
 
-/// Has `attack` called once, at the first migration that comes to `step`.
-pub fn once_at(step: Step, attack: impl FnOnce(&mut StepInfo<'_>) + 'static) {
-    let mut attack = Some(attack);
-    at_every_step(move |now, info| {
-        if now == step
-            && let Some(attack) = attack.take()
-        {
-            attack(info);
-        }
-        Ok(())
-    });
-}
-
 /// Ends the attack.
 pub fn stop() {
     set_hook(None);

@@ -3,8 +3,8 @@
 //! A forged limit below the reserve lets code run into the guard; one that lies too high costs a call of `grow`, which looks at the
 //! record and not at this word.
 
-use crate::attack::{Scene, corrupt, once_at, policy, stop};
-use crate::child::{Verdict, map_above, page, run};
+use crate::attack::{Scene, at_every_step, corrupt, policy, stop};
+use crate::child::{Verdict, leave_room_above_a_canary, map_above, page, run};
 use crate::class::Class;
 use crate::managed::{self, Function};
 use crate::outcome::{Code, Report};
@@ -45,11 +45,23 @@ pub fn forged(class: &Class) -> Report {
 fn recurse(function: Function, forgery: Option<Forgery>) -> Verdict {
     let mut scene = Scene::new(policy())?;
     let word = scene.act() + Activation::LIMIT_OFFSET as usize;
-    once_at(Step::Committed, move |info| {
-        page().guard(info.base, policy().guard);
-        if let Some(forgery) = forgery {
-            corrupt(word, forgery(info) as u64);
+    let mut growths = 0;
+    at_every_step(move |step, info| {
+        match step {
+            // The first growth doubles the stack; its guard shall lie on a canary.
+            Step::Begin if growths == 0 => leave_room_above_a_canary(policy().guard + 2 * policy().initial),
+            Step::Committed => {
+                growths += 1;
+                if growths == 1 {
+                    page().guard(info.base, policy().guard);
+                    if let Some(forgery) = forgery {
+                        corrupt(word, forgery(info) as u64);
+                    }
+                }
+            }
+            _ => {}
         }
+        Ok(())
     });
     let right = scene.recurse_right(function, DEPTH);
     stop();
