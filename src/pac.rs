@@ -94,8 +94,8 @@ impl Signing {
     }
 }
 
-/// A word that did not authenticate, or that was not the planned one. Only the software model ever returns it:
-/// on hardware the CPU, or the stub's own `brk`, has ended the process by then.
+/// Evidence of tampering: a word that is not what it must be. A failed authentication is reported so by the software model
+/// alone; on hardware the CPU, or the stub's own `brk`, has ended the process by then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tampered {
     /// What did not fit.

@@ -44,7 +44,8 @@ pub trait Signer {
     /// addresses, youngest first.
     ///
     /// # Errors
-    /// As for [`Signer::authenticate`]; on x86-64 also on hardware, because nothing was signed there.
+    /// As for [`Signer::authenticate`]; and, on hardware too, for an entry whose place lies outside the span or whose word
+    /// is not the planned one or the shadow stack's.
     ///
     /// # Safety
     /// Both records describe mapped, writable segments of one stack, and nobody else moves frames of that stack.

@@ -214,7 +214,12 @@ impl Inner {
 
     /// What managed code compares its stack pointer with.
     fn limit(&self) -> usize {
-        if self.policy.relocate_always { usize::MAX } else { self.segment.record().base + self.policy.reserve }
+        if self.policy.relocate_always {
+            usize::MAX
+        } else {
+            // Wraps only when the record was rewritten: then the guard, not arithmetic, is what stops the code.
+            self.segment.record().base.wrapping_add(self.policy.reserve)
+        }
     }
 
     /// Makes room for `bytes` and the reserve below the stack pointer of the function that called `grow`. Returns the
