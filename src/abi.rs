@@ -2,7 +2,7 @@
 
 use crate::pac::{RawPc, Signing};
 #[cfg(cfi_stack_native)]
-use std::sync::atomic::{AtomicPtr, AtomicUsize};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
 
 /// What the stubs believe of a segment: its bounds and whose it is, sealed on arm64 by a PACGA chain bound to the
 /// record's own address. The stubs verify the seal in registers before they use a word of it.
@@ -99,6 +99,71 @@ pub struct Control {
     pub(crate) outcome: u64,
 }
 
+/// A context that waits: where its registers lie, and what makes that believable.
+///
+/// On arm64 `seal` is a PACGA chain over pc, sp, fp, identity and generation, bound to the address of this block. On x86 the pc is the
+/// shadow stack's, and the read-only chunk directory says which sp and token belong to the slot.
+#[cfg(cfi_stack_native)]
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Context {
+    /// Stack pointer; the saved registers lie there.
+    pub(crate) sp: usize,
+    /// 0 once it was used, and where nothing is sealed.
+    pub(crate) seal: u64,
+    /// Address of the token on the shadow stack that was left; 0 without.
+    pub(crate) token: usize,
+    /// Counts the saves.
+    pub(crate) generation: u64,
+}
+
+/// The bookkeeping of one pooled stack, off that stack: for its whole life it belongs to one data area and one shadow stack.
+#[cfg(cfi_stack_native)]
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Slot {
+    /// The stack's own context, while it is suspended or has not started.
+    pub(crate) own: Context,
+    /// Who waits for it, while it runs.
+    pub(crate) resumer: Context,
+    /// Unlike any other slot's of the process.
+    pub(crate) identity: u64,
+    /// Lowest usable address of the data area.
+    pub(crate) base: usize,
+    /// One past its highest; 16-byte aligned.
+    pub(crate) top: usize,
+    /// One past the highest word of the shadow stack; 0 without one.
+    pub(crate) shadow_top: usize,
+    /// Index of its chunk in the directory.
+    pub(crate) chunk: u32,
+    /// One of [`slot_state`].
+    pub(crate) state: AtomicU32,
+    /// Where the program made what runs on it: a `&'static Location`, or null.
+    pub(crate) created: AtomicPtr<std::panic::Location<'static>>,
+    /// Whose quota it counts against, or null.
+    pub(crate) owner: AtomicPtr<()>,
+    /// The next free slot while it is free.
+    pub(crate) next: AtomicPtr<Slot>,
+}
+
+/// What a slot is in.
+#[cfg(cfi_stack_native)]
+#[allow(dead_code)]
+pub(crate) mod slot_state {
+    /// In a pool.
+    pub const FREE: u32 = 0;
+    /// Prepared, never ran.
+    pub const READY: u32 = 1;
+    /// Runs, or waits for a stack that it resumed.
+    pub const RUNNING: u32 = 2;
+    /// Suspended.
+    pub const SUSPENDED: u32 = 3;
+    /// Finished or cancelled, not yet returned to its pool.
+    pub const DONE: u32 = 4;
+    /// Handed out, nothing prepared on it.
+    pub const LEASED: u32 = 5;
+}
+
 /// What managed code carries: the limit it compares with and the stack it runs on.
 ///
 /// The address must not change while a stack runs on it. Both words are written by this library alone.
@@ -157,4 +222,16 @@ const _: () = {
     assert!(std::mem::offset_of!(Rebinding, pc) == 8);
     assert!(std::mem::offset_of!(Rebinding, signing) == 16);
     assert!(size_of::<Rebinding>() == 24);
+    assert!(std::mem::offset_of!(Context, seal) == 8);
+    assert!(std::mem::offset_of!(Context, token) == 16);
+    assert!(std::mem::offset_of!(Context, generation) == 24);
+    assert!(size_of::<Context>() == 32);
+    assert!(std::mem::offset_of!(Slot, resumer) == 32);
+    assert!(std::mem::offset_of!(Slot, identity) == 64);
+    assert!(std::mem::offset_of!(Slot, base) == 72);
+    assert!(std::mem::offset_of!(Slot, top) == 80);
+    assert!(std::mem::offset_of!(Slot, shadow_top) == 88);
+    assert!(std::mem::offset_of!(Slot, chunk) == 96);
+    assert!(std::mem::offset_of!(Slot, state) == 100);
+    assert!(size_of::<Slot>() == 128);
 };
