@@ -27,6 +27,31 @@ pub enum Error {
         /// The system's own error number.
         errno: i32,
     },
+    /// No stack can have this size or this place; the text names the rule that it breaks.
+    Size {
+        /// The bytes asked for.
+        bytes: usize,
+        /// The broken rule.
+        rule: &'static str,
+    },
+    /// The process's budget for leased stacks has no room for one more.
+    Budget {
+        /// What the stack would count, in bytes.
+        needed: usize,
+        /// What is left of the budget, in bytes.
+        left: usize,
+    },
+    /// The owner's quota has no room for one more stack.
+    Quota {
+        /// What it has too little of: `"stacks"` or `"bytes"`.
+        what: &'static str,
+        /// How many of them the stack would count.
+        needed: usize,
+        /// How many are left.
+        left: usize,
+    },
+    /// A stack was given back that cannot be; the text says why.
+    Slot(&'static str),
     /// The shadow stack has less room than the data segment asked for could need (law 2).
     ShadowRoom {
         /// Shadow bytes needed.
@@ -81,6 +106,15 @@ impl fmt::Display for Error {
             Error::Memory { what, bytes, errno } => {
                 write!(f, "no memory for {what} ({bytes} bytes): {}", std::io::Error::from_raw_os_error(*errno))
             }
+            Error::Size { bytes, rule } => write!(f, "a stack of {bytes} bytes: {rule}"),
+            Error::Budget { needed, left } => write!(
+                f,
+                "the budget for stacks is used up: {needed} bytes needed, {left} left; raise it or give stacks back"
+            ),
+            Error::Quota { what, needed, left } => {
+                write!(f, "the owner's quota of stacks is used up: {needed} {what} needed, {left} left")
+            }
+            Error::Slot(why) => write!(f, "stack not given back: {why}"),
             Error::ShadowRoom { needed, room } => write!(
                 f,
                 "shadow stack too small: {needed} bytes needed, {room} there; raise `smallest_frame` or lower `maximum`"

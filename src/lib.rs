@@ -40,15 +40,23 @@ mod walk;
 #[cfg(cfi_stack_native)]
 mod arch;
 #[cfg(cfi_stack_native)]
+mod directory;
+#[cfg(cfi_stack_native)]
 pub mod engine;
 #[cfg(cfi_stack_native)]
 pub mod features;
+#[cfg(cfi_stack_native)]
+pub mod pool;
 #[cfg(cfi_stack_native)]
 mod published;
 #[cfg(cfi_stack_native)]
 mod shadow;
 #[cfg(cfi_stack_native)]
+mod slab;
+#[cfg(cfi_stack_native)]
 mod stack;
+#[cfg(cfi_stack_native)]
+mod system;
 #[cfg(cfi_stack_native)]
 pub mod thread;
 

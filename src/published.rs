@@ -1,7 +1,7 @@
 //! The one page of this library that stubs and walks believe without a seal: it is read-only.
 //!
 //! It holds the mode word (what this CPU authenticates; a forged mode would turn the checks off) and the root of
-//! the code map. It lies in the program's own zeroed data at a link-time address, so no writable pointer
+//! the code map, and where the chunk directory lies. It lies in the program's own zeroed data at a link-time address, so no writable pointer
 //! leads to it. An update builds the new page elsewhere, takes write access away, looks whether it still says what was meant,
 //! and puts it in place with `mremap`: at its own address the page is never writable after the first update.
 
@@ -26,24 +26,63 @@ pub(crate) const MODE_PAC: u64 = 1;
 /// Mode bit: generic authentication (`pacga`) is there; records are sealed.
 #[cfg(target_arch = "aarch64")]
 pub(crate) const MODE_PACGA: u64 = 2;
+/// Mode bit: threads of this process may have a shadow stack; without it no stub asks.
+pub(crate) const MODE_SHADOW: u64 = 4;
 /// Mode bit: the mode word was set.
 pub(crate) const MODE_SET: u64 = 1 << 63;
 
-/// The page. Its first word is known to `asm/`. Only [`place`] changes it, and never through these fields.
+/// The page. Its words are known to `asm/` by their offsets. Only [`place`] changes it, and never through these fields.
 #[cfg_attr(target_arch = "x86_64", repr(C, align(4096)))]
 #[cfg_attr(all(target_arch = "aarch64", not(target_vendor = "apple")), repr(C, align(65536)))]
 #[cfg_attr(all(target_arch = "aarch64", target_vendor = "apple"), repr(C, align(16384)))]
 struct Page {
     mode: AtomicU64,
     root: AtomicUsize,
+    directory: AtomicUsize,
+    entries: AtomicUsize,
 }
 
-const _: () = assert!(size_of::<Page>() == PAGE && std::mem::offset_of!(Page, mode) == 0);
+const _: () = {
+    assert!(size_of::<Page>() == PAGE && std::mem::offset_of!(Page, mode) == 0);
+    assert!(std::mem::offset_of!(Page, directory) == 16 && std::mem::offset_of!(Page, entries) == 24);
+};
 
 #[unsafe(no_mangle)]
-static cfi_stack_published: Page = Page { mode: AtomicU64::new(0), root: AtomicUsize::new(0) };
+static cfi_stack_published: Page = Page {
+    mode: AtomicU64::new(0),
+    root: AtomicUsize::new(0),
+    directory: AtomicUsize::new(0),
+    entries: AtomicUsize::new(0),
+};
 
 static UPDATE: Mutex<()> = Mutex::new(());
+
+/// What the page says, or is meant to say.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Words {
+    mode: u64,
+    root: usize,
+    directory: usize,
+    entries: usize,
+}
+
+impl Page {
+    fn words(&self) -> Words {
+        Words {
+            mode: self.mode.load(Ordering::Relaxed),
+            root: self.root.load(Ordering::Acquire),
+            directory: self.directory.load(Ordering::Relaxed),
+            entries: self.entries.load(Ordering::Relaxed),
+        }
+    }
+
+    fn write(&self, words: Words) {
+        self.mode.store(words.mode, Ordering::Relaxed);
+        self.directory.store(words.directory, Ordering::Relaxed);
+        self.entries.store(words.entries, Ordering::Relaxed);
+        self.root.store(words.root, Ordering::Release);
+    }
+}
 
 /// The root of the code map: a table's address, or 0.
 pub(crate) fn root() -> usize {
@@ -55,10 +94,18 @@ pub(crate) fn mode() -> u64 {
     cfi_stack_published.mode.load(Ordering::Relaxed)
 }
 
+/// The chunk directory: its address and how many entries can be read there; (0, 0) while there is none.
+#[inline]
+pub(crate) fn directory() -> (usize, usize) {
+    // The count first: an address is in place before the first count is, and never changes.
+    let entries = cfi_stack_published.entries.load(Ordering::Acquire);
+    (cfi_stack_published.directory.load(Ordering::Relaxed), entries)
+}
+
 /// Puts a new root in place. On an error the old one stays.
 pub(crate) fn set_root(root: usize) -> Result<(), Error> {
     let _only_one = UPDATE.lock().unwrap_or_else(PoisonError::into_inner);
-    place(mode(), root)
+    place(Words { root, ..cfi_stack_published.words() })
 }
 
 /// Sets the mode word, once: later calls change nothing.
@@ -67,7 +114,13 @@ pub(crate) fn set_mode(mode: u64) -> Result<(), Error> {
     if self::mode() & MODE_SET != 0 {
         return Ok(());
     }
-    place(mode | MODE_SET, root())
+    place(Words { mode: mode | MODE_SET, ..cfi_stack_published.words() })
+}
+
+/// Says where the chunk directory lies and how many entries it has. On an error what stood there stays.
+pub(crate) fn set_directory(directory: usize, entries: usize) -> Result<(), Error> {
+    let _only_one = UPDATE.lock().unwrap_or_else(PoisonError::into_inner);
+    place(Words { directory, entries, ..cfi_stack_published.words() })
 }
 
 fn failed(errno: nix::Error) -> Error {
@@ -75,8 +128,8 @@ fn failed(errno: nix::Error) -> Error {
 }
 
 /// Ends the process unless the page at `page`, which nobody can write any more, says what was meant.
-fn meant(page: &Page, mode: u64, root: usize) {
-    if page.mode.load(Ordering::Relaxed) != mode || page.root.load(Ordering::Relaxed) != root {
+fn meant(page: &Page, words: Words) {
+    if page.words() != words {
         tamper::end(Tampered {
             evidence: "the published page was rewritten while it was made",
             slot: std::ptr::from_ref(page).addr(),
@@ -85,7 +138,7 @@ fn meant(page: &Page, mode: u64, root: usize) {
 }
 
 #[cfg(target_os = "linux")]
-fn place(mode: u64, root: usize) -> Result<(), Error> {
+fn place(words: Words) -> Result<(), Error> {
     use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap_anonymous, mprotect, mremap, munmap};
     use std::num::NonZeroUsize;
     use std::ptr::NonNull;
@@ -99,10 +152,9 @@ fn place(mode: u64, root: usize) -> Result<(), Error> {
     // static's fields are atomics, which nobody assumes to stay as they were.
     unsafe {
         let page = made.cast::<Page>().as_ref();
-        page.mode.store(mode, Ordering::Relaxed);
-        page.root.store(root, Ordering::Relaxed);
+        page.write(words);
         let placed = mprotect(made, PAGE, ProtFlags::PROT_READ).and_then(|()| {
-            meant(page, mode, root);
+            meant(page, words);
             let target = NonNull::from(&cfi_stack_published).cast();
             mremap(made, PAGE, PAGE, MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED, Some(target))
         });
@@ -116,26 +168,22 @@ fn place(mode: u64, root: usize) -> Result<(), Error> {
 
 /// Where pages cannot be moved the page is writable between two `mprotect` calls.
 #[cfg(not(target_os = "linux"))]
-fn place(mode: u64, root: usize) -> Result<(), Error> {
+fn place(words: Words) -> Result<(), Error> {
     use nix::sys::mman::{ProtFlags, mprotect};
     use std::ptr::NonNull;
 
     let page = NonNull::from(&cfi_stack_published).cast();
-    let (old_mode, old_root) = (self::mode(), self::root());
-    let write = |mode, root| {
-        cfi_stack_published.mode.store(mode, Ordering::Relaxed);
-        cfi_stack_published.root.store(root, Ordering::Release);
-    };
+    let old = cfi_stack_published.words();
     // SAFETY: the page holds nothing but `Page`; every reader of it only reads.
     unsafe {
         mprotect(page, PAGE, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).map_err(failed)?;
-        write(mode, root);
+        cfi_stack_published.write(words);
         if let Err(errno) = mprotect(page, PAGE, ProtFlags::PROT_READ) {
-            write(old_mode, old_root);
+            cfi_stack_published.write(old);
             return Err(failed(errno));
         }
     }
-    meant(&cfi_stack_published, mode, root);
+    meant(&cfi_stack_published, words);
     Ok(())
 }
 

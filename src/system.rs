@@ -1,0 +1,236 @@
+//! What the pools ask of the operating system, call by call: each can be made to fail by a test.
+
+use crate::error::Error;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Size of a page, in bytes.
+#[inline(always)]
+pub(crate) fn page_size() -> usize {
+    1 << page_shift()
+}
+
+/// Its logarithm.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[inline(always)]
+pub(crate) fn page_shift() -> u32 {
+    12
+}
+
+/// Its logarithm.
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[inline(always)]
+pub(crate) fn page_shift() -> u32 {
+    use std::sync::atomic::AtomicU32;
+    static SHIFT: AtomicU32 = AtomicU32::new(0);
+    #[cold]
+    fn ask() -> u32 {
+        let shift = crate::segment::page_size().trailing_zeros();
+        SHIFT.store(shift, Ordering::Relaxed);
+        shift
+    }
+    match SHIFT.load(Ordering::Relaxed) {
+        0 => ask(),
+        shift => shift,
+    }
+}
+
+/// Mappings that guards have cost: those that `mprotect` made, because the kernel has no cheaper guards.
+pub(crate) static GUARD_MAPPINGS: AtomicUsize = AtomicUsize::new(0);
+/// The kernel has `MADV_GUARD_INSTALL`, as far as is known.
+static CHEAP_GUARDS: AtomicBool = AtomicBool::new(cfg!(target_os = "linux"));
+
+/// `MADV_GUARD_INSTALL` (Linux 6.13).
+#[cfg(target_os = "linux")]
+const MADV_GUARD_INSTALL: libc::c_int = 102;
+
+/// Calls that still succeed, then one fails; negative: none fails. A test's own thread alone.
+#[cfg(any(test, feature = "steps"))]
+pub(crate) mod injection {
+    use std::cell::Cell;
+    thread_local! {
+        static LEFT: Cell<i64> = const { Cell::new(-1) };
+    }
+
+    /// Makes the `n`th call from now on fail once, counted from 0.
+    pub(crate) fn fail_after(n: i64) {
+        LEFT.set(n);
+    }
+
+    pub(super) fn fails() -> bool {
+        let left = LEFT.get();
+        LEFT.set((left - 1).max(-1));
+        left == 0
+    }
+}
+
+#[cfg(not(any(test, feature = "steps")))]
+mod injection {
+    #[inline(always)]
+    pub(super) fn fails() -> bool {
+        false
+    }
+}
+
+fn refused(what: &'static str, bytes: usize) -> Error {
+    Error::Memory { what, bytes, errno: std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::ENOMEM) }
+}
+
+fn injected(what: &'static str, bytes: usize) -> Result<(), Error> {
+    if injection::fails() { Err(Error::Memory { what, bytes, errno: libc::ENOMEM }) } else { Ok(()) }
+}
+
+#[cfg(target_os = "linux")]
+const NORESERVE: libc::c_int = libc::MAP_NORESERVE;
+#[cfg(not(target_os = "linux"))]
+const NORESERVE: libc::c_int = 0;
+
+fn map_as(what: &'static str, bytes: usize, protection: libc::c_int, hint: usize) -> Result<usize, Error> {
+    injected(what, bytes)?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANON | NORESERVE;
+    // SAFETY: an anonymous mapping at an address that is free touches no existing memory.
+    let made = unsafe { libc::mmap(std::ptr::with_exposed_provenance_mut(hint), bytes, protection, flags, -1, 0) };
+    if made == libc::MAP_FAILED { Err(refused(what, bytes)) } else { Ok(made.expose_provenance()) }
+}
+
+/// Maps writable zeroed memory, which is not there before it is touched.
+pub(crate) fn map(what: &'static str, bytes: usize) -> Result<usize, Error> {
+    map_as(what, bytes, libc::PROT_READ | libc::PROT_WRITE, 0)
+}
+
+/// Maps writable memory for stacks: one touched page must not bring 2 MiB with it.
+pub(crate) fn map_stacks(what: &'static str, bytes: usize) -> Result<usize, Error> {
+    let made = map(what, bytes)?;
+    #[cfg(target_os = "linux")]
+    // SAFETY: advice on the mapping just made. Kernels without huge pages refuse it, and need none.
+    unsafe {
+        libc::madvise(std::ptr::with_exposed_provenance_mut(made), bytes, libc::MADV_NOHUGEPAGE);
+    }
+    Ok(made)
+}
+
+/// Reserves addresses, near `hint` if that is not 0.
+pub(crate) fn reserve(what: &'static str, bytes: usize, hint: usize) -> Result<usize, Error> {
+    map_as(what, bytes, libc::PROT_NONE, hint)
+}
+
+/// Gives a whole range of mappings back. It fails only where a mapping would have to be split and there are too many.
+pub(crate) fn unmap(address: usize, bytes: usize) {
+    // SAFETY: the callers own the range and have no more use for it.
+    unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(address), bytes) };
+}
+
+/// Takes write access away.
+pub(crate) fn seal(what: &'static str, address: usize, bytes: usize) -> Result<(), Error> {
+    injected(what, bytes)?;
+    // SAFETY: the callers own the range and write it no more.
+    match unsafe { libc::mprotect(std::ptr::with_exposed_provenance_mut(address), bytes, libc::PROT_READ) } {
+        0 => Ok(()),
+        _ => Err(refused(what, bytes)),
+    }
+}
+
+/// Moves the read-only mapping at `made` over `target`.
+///
+/// # Safety
+/// `target` is the caller's, of whole pages, and whoever reads it expects the new content as well.
+#[cfg(target_os = "linux")]
+pub(crate) unsafe fn replace(what: &'static str, made: usize, bytes: usize, target: usize) -> Result<(), Error> {
+    injected(what, bytes)?;
+    // SAFETY: the caller's.
+    let placed = unsafe {
+        libc::mremap(
+            std::ptr::with_exposed_provenance_mut(made),
+            bytes,
+            bytes,
+            libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+            std::ptr::with_exposed_provenance_mut::<libc::c_void>(target),
+        )
+    };
+    if placed == libc::MAP_FAILED { Err(refused(what, bytes)) } else { Ok(()) }
+}
+
+/// Where pages cannot be moved the target is writable between two calls.
+///
+/// # Safety
+/// `target` is the caller's, of whole pages, and whoever reads it expects the new content as well.
+#[cfg(not(target_os = "linux"))]
+pub(crate) unsafe fn replace(what: &'static str, made: usize, bytes: usize, target: usize) -> Result<(), Error> {
+    injected(what, bytes)?;
+    let place = std::ptr::with_exposed_provenance_mut::<u8>(target);
+    // SAFETY: the caller's.
+    unsafe {
+        if libc::mprotect(place.cast(), bytes, libc::PROT_READ | libc::PROT_WRITE) != 0 {
+            return Err(refused(what, bytes));
+        }
+        std::ptr::copy_nonoverlapping(std::ptr::with_exposed_provenance::<u8>(made), place, bytes);
+        if libc::mprotect(place.cast(), bytes, libc::PROT_READ) != 0 {
+            return Err(refused(what, bytes));
+        }
+    }
+    unmap(made, bytes);
+    Ok(())
+}
+
+/// Makes part of a mapping inaccessible: without splitting it where the kernel can.
+pub(crate) fn guard(what: &'static str, address: usize, bytes: usize) -> Result<(), Error> {
+    injected(what, bytes)?;
+    let place = std::ptr::with_exposed_provenance_mut::<libc::c_void>(address);
+    #[cfg(target_os = "linux")]
+    if CHEAP_GUARDS.load(Ordering::Relaxed) {
+        // SAFETY: the callers own the range, and nothing is in it.
+        if unsafe { libc::madvise(place, bytes, MADV_GUARD_INSTALL) } == 0 {
+            return Ok(());
+        }
+        // A locked mapping (`mlockall`) refuses too: only the one, not all.
+        if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) && !guards_work() {
+            CHEAP_GUARDS.store(false, Ordering::Relaxed);
+        }
+    }
+    // SAFETY: as above.
+    if unsafe { libc::mprotect(place, bytes, libc::PROT_NONE) } != 0 {
+        return Err(refused(what, bytes));
+    }
+    GUARD_MAPPINGS.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Whether the kernel knows the advice at all: an empty range asks that and nothing else (madvise(2)).
+#[cfg(target_os = "linux")]
+fn guards_work() -> bool {
+    // SAFETY: advice on no byte.
+    unsafe { libc::madvise(std::ptr::null_mut(), 0, MADV_GUARD_INSTALL) == 0 }
+}
+
+/// Whether guards cost no mapping.
+pub(crate) fn cheap_guards() -> bool {
+    CHEAP_GUARDS.load(Ordering::Relaxed)
+}
+
+/// Gives the memory behind a range back; it reads as zero afterwards. A hint: where it is refused the memory stays.
+pub(crate) fn decommit(address: usize, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    const GIVE_BACK: libc::c_int = libc::MADV_DONTNEED;
+    #[cfg(not(target_os = "linux"))]
+    const GIVE_BACK: libc::c_int = libc::MADV_FREE;
+    // SAFETY: the callers own the range and keep nothing in it.
+    unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(address), bytes, GIVE_BACK) };
+}
+
+/// Maps a shadow stack with a token on top, at `address` exactly unless that is 0.
+#[cfg(target_os = "linux")]
+pub(crate) fn map_shadow(what: &'static str, address: usize, bytes: usize) -> Result<usize, Error> {
+    /// `map_shadow_stack`, the same number on every architecture (Linux 6.6).
+    const SYS_MAP_SHADOW_STACK: libc::c_long = 453;
+    /// Put a token on top.
+    const SHADOW_STACK_SET_TOKEN: libc::c_long = 1;
+    injected(what, bytes)?;
+    // SAFETY: the kernel takes no address that is in use (it maps with MAP_FIXED_NOREPLACE).
+    let made = unsafe { libc::syscall(SYS_MAP_SHADOW_STACK, address, bytes, SHADOW_STACK_SET_TOKEN) };
+    if made == -1 { Err(refused(what, bytes)) } else { Ok(made as usize) }
+}
+
+/// There are none here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn map_shadow(_: &'static str, _: usize, _: usize) -> Result<usize, Error> {
+    Err(Error::Unsupported("shadow stacks"))
+}
