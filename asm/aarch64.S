@@ -45,59 +45,9 @@
 /* struct Rebinding, src/plan.rs: slot, pc, signing */
 #define PLAN_SIGNING    16
 #define PLAN_SIZE       24
-/* src/published.rs */
-#define MODE_PAC_BIT    0
-#define MODE_PACGA_BIT  1
-
 #define OUTCOME_LEFT    1
-/* brk immediates: authentication failed without FPAC; PACGA seal mismatch */
-#define BRK_IA          0xc470
-#define BRK_IB          0xc471
-#define BRK_GA          0xc474
 
-#ifdef __APPLE__
-#define SYM(x)          _##x
-#define LOCAL(x)        L##x
-#define HIDDEN          .private_extern
-#define SIGN_LR         pacibsp
-#define AUTH_LR         autibsp
-#define BRK_LR          BRK_IB
-#else
-#define SYM(x)          x
-#define LOCAL(x)        .L##x
-#define HIDDEN          .hidden
-#define SIGN_LR         paciasp
-#define AUTH_LR         autiasp
-#define BRK_LR          BRK_IA
-        .arch   armv8.5-a
-#endif
-
-        .macro FUNC name
-        .globl  \name
-        HIDDEN  \name
-#ifdef __ELF__
-        .type   \name, %function
-#endif
-        .p2align 4
-\name:
-        .endm
-
-        .macro END name
-#ifdef __ELF__
-        .size   \name, . - \name
-#endif
-        .endm
-
-/* The mode word: read-only memory. */
-        .macro MODE reg
-#ifdef __APPLE__
-        adrp    \reg, _cfi_stack_published@PAGE
-        ldr     \reg, [\reg, _cfi_stack_published@PAGEOFF]
-#else
-        adrp    \reg, cfi_stack_published
-        ldr     \reg, [\reg, #:lo12:cfi_stack_published]
-#endif
-        .endm
+#include "aarch64.h"
 
 /* Authenticates x30 for the present SP and returns. The check is ours where the CPU does not fault by itself:
    `ret` never runs into a poisoned address. Clobbers x16, flags. */
@@ -147,13 +97,6 @@ LOCAL(unsealed\@):
 LOCAL(plain\@):
         .endm
 
-/* Branches to \off unless GCS is on for this thread. Clobbers x16. */
-        .macro UNLESS_GCS off
-        mov     x16, #1
-        hint    #40                     /* chkfeat x16: bit 0 is cleared when GCS is enabled */
-        cbnz    x16, \off
-        .endm
-
 /* Changes the shadow stack from the one whose token will lie in \from(\ctrl) to the one whose token lies in
    \to(\ctrl). Nothing where GCS is off. Clobbers \a, x16. */
         .macro SHADOW_SWITCH ctrl, from, to, a
@@ -163,28 +106,6 @@ LOCAL(plain\@):
         sysl    \a, #3, c7, c7, #3      /* gcsss2 \a */
         str     \a, [\ctrl, #\from]
 LOCAL(gcs_off\@):
-        .endm
-
-/* Where enter's frame keeps the callee-saved registers, from its CFA. */
-        .macro ENTRY_SAVES
-        .cfi_offset x19, -160
-        .cfi_offset x20, -152
-        .cfi_offset x21, -144
-        .cfi_offset x22, -136
-        .cfi_offset x23, -128
-        .cfi_offset x24, -120
-        .cfi_offset x25, -112
-        .cfi_offset x26, -104
-        .cfi_offset x27, -96
-        .cfi_offset x28, -88
-        .cfi_offset d8, -80
-        .cfi_offset d9, -72
-        .cfi_offset d10, -64
-        .cfi_offset d11, -56
-        .cfi_offset d12, -48
-        .cfi_offset d13, -40
-        .cfi_offset d14, -32
-        .cfi_offset d15, -24
         .endm
 
         HIDDEN  SYM(cfi_stack_published) /* Rust's: never another module's of the same name */
@@ -228,7 +149,7 @@ FUNC SYM(cfi_stack_enter)
         stp     d10, d11, [sp, #112]
         stp     d12, d13, [sp, #128]
         stp     d14, d15, [sp, #144]
-        ENTRY_SAVES
+        CALLEE_SAVES
         mov     x19, x0
         str     x29, [x19, #NATIVE_SP]
         MODE    x15
@@ -312,7 +233,7 @@ FUNC SYM(cfi_stack_leave)
         .cfi_negate_ra_state
         .cfi_offset x29, -176
         .cfi_offset x30, -168
-        ENTRY_SAVES
+        CALLEE_SAVES
         mov     sp, x11
 LOCAL(unwind):                          /* x19 control, x29 and sp enter's, x0 result, managed shadow stack */
         UNLESS_GCS LOCAL(back_to_native)
@@ -489,7 +410,7 @@ FUNC SYM(cfi_stack_grow)
         .cfi_def_cfa x29, 176
         .cfi_offset x29, -176
         .cfi_offset x30, -168
-        ENTRY_SAVES
+        CALLEE_SAVES
         mov     sp, x11
         b       LOCAL(unwind)
         .cfi_endproc
@@ -742,13 +663,4 @@ FUNC SYM(cfi_stack_key_print)
         .cfi_endproc
 END SYM(cfi_stack_key_print)
 
-#ifdef __ELF__
-/* The object has a landing pad at every indirect target, signs its return addresses and keeps a GCS true:
-   BTI | PAC | GCS (AAELF64, "Program Property"). */
-        .section .note.gnu.property, "a", @note
-        .balign 8
-        .long   4, 16, 5
-        .asciz  "GNU"
-        .long   0xc0000000, 4, 7, 0
-        .section .note.GNU-stack, "", @progbits
-#endif
+        ELF_NOTES

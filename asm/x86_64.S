@@ -47,17 +47,7 @@
 #define ENTRY_FRAME     48
 #define OUTCOME_LEFT    1
 
-        .macro FUNC name
-        .globl  \name
-        .hidden \name
-        .type   \name, @function
-        .balign 16
-\name:
-        .endm
-
-        .macro END name
-        .size   \name, . - \name
-        .endm
+#include "x86_64.h"
 
 /* Changes the shadow stack from the one whose token will lie in \from(%\ctrl) to the one whose token lies in
    \to(%\ctrl). Nothing where shadow stacks are off. Clobbers \a, \b and flags. */
@@ -435,11 +425,4 @@ FUNC cfi_stack_shadow_pointer
         .cfi_endproc
 END cfi_stack_shadow_pointer
 
-/* The object has a landing pad at every indirect target and keeps shadow stacks true: IBT | SHSTK
-   (x86-64 psABI, "Program Property"). */
-        .section .note.gnu.property, "a", @note
-        .balign 8
-        .long   4, 16, 5
-        .asciz  "GNU"
-        .long   0xc0000002, 4, 3, 0
-        .section .note.GNU-stack, "", @progbits
+        ELF_NOTES

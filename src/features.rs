@@ -109,7 +109,8 @@ impl fmt::Display for Features {
 
 /// The mode word for [`crate::published`].
 pub(crate) fn mode() -> u64 {
-    system::mode()
+    let shadow = if crate::arch::shadow_pointer() != 0 { crate::published::MODE_SHADOW } else { 0 };
+    system::mode() | shadow
 }
 
 /// The calling thread's domain.

@@ -56,6 +56,8 @@ mod slab;
 #[cfg(cfi_stack_native)]
 mod stack;
 #[cfg(cfi_stack_native)]
+pub(crate) mod switch;
+#[cfg(cfi_stack_native)]
 mod system;
 #[cfg(cfi_stack_native)]
 pub mod thread;

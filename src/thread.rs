@@ -40,10 +40,16 @@ impl Thread {
     /// be attached more than once; it is detached when the last of them is dropped.
     ///
     /// # Errors
-    /// [`Error::Memory`] when there is none for the alternate stack.
+    /// [`Error::Memory`] when there is none for the alternate stack. [`Error::Thread`] when this thread has a shadow stack and the first
+    /// one of the process that attached had none: how stacks are switched is decided once.
     pub fn attach() -> Result<Thread, Error> {
         published::set_mode(features::mode())?;
         let domain = features::domain();
+        if domain.shadow && published::mode() & published::MODE_SHADOW == 0 {
+            return Err(Error::Thread(
+                "it has a shadow stack and the thread that attached first had none: attach it first",
+            ));
+        }
         ATTACHMENTS.with_borrow_mut(|attachments| {
             attachments.provide()?;
             attachments.count += 1;
