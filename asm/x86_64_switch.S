@@ -397,7 +397,7 @@ FUNC cfi_stack_first
         .globl  cfi_stack_base_return
         .hidden cfi_stack_base_return
 cfi_stack_base_return:
-        mov     %rax, %r10
+        mov     %rax, %rdx
         mov     %r13, %rdi
         stmxcsr -8(%rsp)
         fnstcw  -16(%rsp)
@@ -421,7 +421,7 @@ cfi_stack_base_return:
         mov     %r14, %rsp
         .cfi_def_cfa %rsp, FRAME
         .cfi_remember_state
-        mov     %r10, %rax
+        mov     %rdx, %rax
         LOAD_FRAME 1
         add     $8, %rsp
         .cfi_def_cfa_offset 0
@@ -430,7 +430,7 @@ cfi_stack_base_return:
         jmp     *%rcx
         .cfi_restore_state
 1:      mov     RESUMER + SP(%rdi), %rsp
-        mov     %r10, %rax
+        mov     %rdx, %rax
         LOAD_FRAME 1
         pop     %rcx
         .cfi_def_cfa_offset 0

@@ -47,6 +47,8 @@ pub mod engine;
 pub mod features;
 #[cfg(cfi_stack_native)]
 pub mod pool;
+#[cfg(all(cfi_stack_native, feature = "steps"))]
+pub mod probe;
 #[cfg(cfi_stack_native)]
 mod published;
 #[cfg(cfi_stack_native)]

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 
 /// What a resumed stack gave back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Passed {
+pub struct Passed {
     /// The word that it passed, or that its entry function returned.
     pub value: usize,
     /// Whether the entry function returned: nothing is left on the stack then.
@@ -20,7 +20,7 @@ pub(crate) struct Passed {
 }
 
 /// What runs first on a stack: `entry(arg of the first resume, data, slot)`. It must not unwind.
-pub(crate) type Entry = unsafe extern "C" fn(usize, usize, *mut Slot) -> usize;
+pub type Entry = unsafe extern "C" fn(usize, usize, *mut Slot) -> usize;
 
 unsafe extern "C" {
     fn cfi_stack_prepare(slot: *mut Slot, entry: Entry, data: usize);
@@ -70,6 +70,19 @@ macro_rules! switch {
         );
         Passed { value, finished: kind != 0 }
     }};
+}
+
+/// Says whether the contexts of a slot are sealed with the callee-saved registers too (arm64). The answer is part of what is sealed.
+///
+/// # Safety
+/// `slot` is leased, nothing is prepared on it, and the caller alone uses it.
+pub(crate) unsafe fn set_full_seal(slot: NonNull<Slot>, full: bool) {
+    const FULL: u64 = 1 << 63;
+    if cfg!(target_arch = "aarch64") {
+        // SAFETY: the caller's.
+        let identity = unsafe { &mut (*slot.as_ptr()).identity };
+        *identity = if full { *identity | FULL } else { *identity & !FULL };
+    }
 }
 
 /// Makes a stack that runs `entry(arg, data, slot)` when it is first resumed.
@@ -153,7 +166,7 @@ pub(crate) unsafe fn switch_to(from: NonNull<Slot>, to: NonNull<Slot>, arg: usiz
 }
 
 /// What [`throw`] calls.
-pub(crate) type Thrown = unsafe extern "C-unwind" fn(usize) -> usize;
+pub type Thrown = unsafe extern "C-unwind" fn(usize) -> usize;
 
 /// Resumes a suspended stack, or a chain, by calling `f(arg)` on it, as if what suspended it had called `f`: when `f` returns, that returns
 /// its value.

@@ -4,6 +4,7 @@ mod faults;
 mod growth;
 mod leaks;
 mod several;
+mod switching;
 mod unwinding;
 
 use crate::cases::Case;
@@ -31,4 +32,5 @@ pub const SELFTESTS: &[Case] = &[
     Case { id: "S11", title: "two stacks take turns", run: several::alternating },
     Case { id: "S12", title: "a native callee enters a second stack", run: several::nested },
     Case { id: "S13", title: "impossible policies and busy stacks are typed errors", run: several::mistakes },
+    Case { id: "S14", title: "the switch verbs between pooled stacks", run: switching::verbs },
 ];

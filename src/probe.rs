@@ -1,0 +1,171 @@
+//! Past the faces' checks, for the attack battery (cargo feature `steps`): the switch verbs as they are, and where their words lie.
+
+pub use crate::abi::Slot;
+pub use crate::switch::{Entry, Passed, Thrown};
+
+use crate::abi::Context;
+use crate::switch;
+use std::mem::offset_of;
+use std::ptr::NonNull;
+
+/// A word of a slot, by its offset in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Word {
+    /// The own context's stack pointer.
+    OwnSp = offset_of!(Slot, own),
+    /// Its seal.
+    OwnSeal = offset_of!(Slot, own) + offset_of!(Context, seal),
+    /// Its token's address.
+    OwnToken = offset_of!(Slot, own) + offset_of!(Context, token),
+    /// Its generation.
+    OwnGeneration = offset_of!(Slot, own) + offset_of!(Context, generation),
+    /// The resumer's stack pointer.
+    ResumerSp = offset_of!(Slot, resumer),
+    /// Its seal.
+    ResumerSeal = offset_of!(Slot, resumer) + offset_of!(Context, seal),
+    /// Its token's address.
+    ResumerToken = offset_of!(Slot, resumer) + offset_of!(Context, token),
+    /// Its generation.
+    ResumerGeneration = offset_of!(Slot, resumer) + offset_of!(Context, generation),
+    /// The slot's identity; bit 63 asks for the full seal on arm64.
+    Identity = offset_of!(Slot, identity),
+    /// Lowest usable address.
+    Base = offset_of!(Slot, base),
+    /// One past the highest.
+    Top = offset_of!(Slot, top),
+    /// One past the highest word of the shadow stack; 0 without one.
+    ShadowTop = offset_of!(Slot, shadow_top),
+    /// The chunk's index (32 bits) and the state (32 bits).
+    ChunkAndState = offset_of!(Slot, chunk),
+    /// The next free slot.
+    Next = offset_of!(Slot, next),
+}
+
+/// Address of a word.
+pub fn address(slot: NonNull<Slot>, word: Word) -> usize {
+    slot.as_ptr().expose_provenance() + word as usize
+}
+
+/// What a slot's word says.
+pub fn read(slot: NonNull<Slot>, word: Word) -> u64 {
+    // SAFETY: slots are mapped for the life of the process.
+    unsafe { std::ptr::with_exposed_provenance::<u64>(address(slot, word)).read_volatile() }
+}
+
+/// Writes what an attacker would.
+///
+/// # Safety
+/// Breaks what the library believes: the process is expected to end, or to go on as the case says.
+pub unsafe fn write(slot: NonNull<Slot>, word: Word, value: u64) {
+    // SAFETY: slots are mapped for the life of the process; the rest is the caller's.
+    unsafe { std::ptr::with_exposed_provenance_mut::<u64>(address(slot, word)).write_volatile(value) }
+}
+
+/// Offsets in a saved frame, from the stack pointer that its context names.
+pub mod frame {
+    /// The frame record: frame pointer, then pc.
+    #[cfg(target_arch = "x86_64")]
+    pub const RECORD: usize = 56;
+    /// The frame record: frame pointer, then pc.
+    #[cfg(target_arch = "aarch64")]
+    pub const RECORD: usize = 0;
+    /// The pc.
+    pub const PC: usize = RECORD + 8;
+    /// A callee-saved general register: rbx, x19. Of a stack that never ran: its entry function.
+    #[cfg(target_arch = "x86_64")]
+    pub const CALLEE_SAVED: usize = 48;
+    /// A callee-saved general register: rbx, x19. Of a stack that never ran: its entry function.
+    #[cfg(target_arch = "aarch64")]
+    pub const CALLEE_SAVED: usize = 16;
+    /// Another: r12, x20. Of a stack that never ran: what its entry function gets as data.
+    #[cfg(target_arch = "x86_64")]
+    pub const DATA: usize = 40;
+    /// Another: r12, x20. Of a stack that never ran: what its entry function gets as data.
+    #[cfg(target_arch = "aarch64")]
+    pub const DATA: usize = 24;
+    /// A callee-saved vector register, d8.
+    #[cfg(target_arch = "aarch64")]
+    pub const D8: usize = 96;
+    /// Bytes.
+    #[cfg(target_arch = "x86_64")]
+    pub const SIZE: usize = 72;
+    /// Bytes.
+    #[cfg(target_arch = "aarch64")]
+    pub const SIZE: usize = 176;
+}
+
+/// The verbs, unchecked.
+///
+/// # Safety
+/// As those of the same name in `switch`: this is what forces them.
+pub mod forced {
+    use super::*;
+
+    /// See the module.
+    ///
+    /// # Safety
+    /// See the module.
+    pub unsafe fn prepare(slot: NonNull<Slot>, entry: Entry, data: usize) {
+        // SAFETY: the caller's.
+        unsafe { switch::prepare(slot, entry, data) }
+    }
+
+    /// See the module.
+    ///
+    /// # Safety
+    /// See the module.
+    #[inline(never)]
+    pub unsafe fn resume(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize) -> Passed {
+        // SAFETY: the caller's.
+        unsafe { switch::resume_through(last, first, arg) }
+    }
+
+    /// See the module.
+    ///
+    /// # Safety
+    /// See the module.
+    #[inline(never)]
+    pub unsafe fn suspend(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize) -> usize {
+        // SAFETY: the caller's.
+        unsafe { switch::suspend_through(last, first, arg) }
+    }
+
+    /// See the module.
+    ///
+    /// # Safety
+    /// See the module.
+    #[inline(never)]
+    pub unsafe fn switch_to(from: NonNull<Slot>, to: NonNull<Slot>, arg: usize) -> usize {
+        // SAFETY: the caller's.
+        unsafe { switch::switch_to(from, to, arg) }
+    }
+
+    /// See the module.
+    ///
+    /// # Safety
+    /// See the module.
+    #[inline(never)]
+    pub unsafe fn throw(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize, f: Thrown) -> Passed {
+        // SAFETY: the caller's.
+        unsafe { switch::throw(last, first, arg, f) }
+    }
+
+    /// See the module.
+    ///
+    /// # Safety
+    /// See the module.
+    pub unsafe fn cancel(slot: NonNull<Slot>) {
+        // SAFETY: the caller's.
+        unsafe { switch::cancel(slot) }
+    }
+}
+
+/// Asks for the full seal (x19-x28, d8-d15 on arm64) of what is prepared on the slot from now on.
+///
+/// # Safety
+/// Nothing is prepared on it.
+pub unsafe fn ask_full_seal(slot: NonNull<Slot>) {
+    // SAFETY: the caller's.
+    unsafe { switch::set_full_seal(slot, true) }
+}
