@@ -22,6 +22,7 @@ pub struct Passed {
 /// What runs first on a stack: `entry(arg of the first resume, data, slot)`. It must not unwind.
 pub type Entry = unsafe extern "C" fn(usize, usize, *mut Slot) -> usize;
 
+#[allow(improper_ctypes, reason = "the stubs do not look at the one field of Slot that C cannot have")]
 unsafe extern "C" {
     fn cfi_stack_prepare(slot: *mut Slot, entry: Entry, data: usize);
     fn cfi_stack_cancel(slot: *mut Slot);
