@@ -52,6 +52,24 @@ pub enum Error {
     },
     /// A stack was given back that cannot be; the text says why.
     Slot(&'static str),
+    /// The continuation was resumed, bound, switched to, thrown into or cancelled already, has ended, or never was.
+    Consumed,
+    /// The caller runs on no continuation's stack: there is nothing to suspend.
+    NotOnStack,
+    /// No resumer up to the thread's own stack, or to another face's, handles the tag in this way.
+    Unhandled {
+        /// The tag.
+        tag: u64,
+    },
+    /// The receiver has no room for so many values.
+    Values {
+        /// How many there would be.
+        count: usize,
+        /// How many it takes.
+        room: usize,
+    },
+    /// The continuation is being cancelled and cannot be suspended any more.
+    Cancelled,
     /// The shadow stack has less room than the data segment asked for could need (law 2).
     ShadowRoom {
         /// Shadow bytes needed.
@@ -115,6 +133,11 @@ impl fmt::Display for Error {
                 write!(f, "the owner's quota of stacks is used up: {needed} {what} needed, {left} left")
             }
             Error::Slot(why) => write!(f, "stack not given back: {why}"),
+            Error::Consumed => write!(f, "the continuation was consumed already, has ended, or never was"),
+            Error::NotOnStack => write!(f, "there is nothing to suspend: the caller runs on no continuation's stack"),
+            Error::Unhandled { tag } => write!(f, "no resumer handles the tag {tag:#x}"),
+            Error::Values { count, room } => write!(f, "{count} values for a receiver that takes {room}"),
+            Error::Cancelled => write!(f, "the continuation is being cancelled and cannot be suspended"),
             Error::ShadowRoom { needed, room } => write!(
                 f,
                 "shadow stack too small: {needed} bytes needed, {room} there; raise `smallest_frame` or lower `maximum`"
