@@ -11,6 +11,7 @@ mod return_addresses;
 mod shadow_store;
 mod signals;
 mod signing_oracle;
+mod stepped;
 
 use crate::class::Class;
 use crate::outcome::Report;
@@ -52,6 +53,11 @@ pub const ATTACKS: &[Case] = &[
     },
     Case { id: "A30", title: "the limit word is forged, then managed code recurses", run: limit_forged::forged },
     Case { id: "A38", title: "a plain store to the stack's shadow stack", run: shadow_store::plain_store },
+    Case {
+        id: "A42",
+        title: "single-stepped through every instruction of the stubs, a signal handler walks the stack at each",
+        run: stepped::all,
+    },
     Case {
         id: "A47",
         title: "overflow on first touch, in the middle of a switch, by a frame larger than a page",

@@ -229,7 +229,8 @@ fn registers(context: &libc::ucontext_t) -> (u64, u64) {
     (context.uc_mcontext.pc, context.uc_mcontext.sp)
 }
 
-extern "C" fn caught(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+/// The handler that writes the evidence and ends the process.
+pub extern "C" fn caught(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let page = page();
     // SAFETY: what the kernel passes to a SA_SIGINFO handler.
     let (info, (pc, sp)) = unsafe { (&*info, registers(&*context.cast())) };
@@ -380,7 +381,8 @@ fn pipe() -> (OwnedFd, OwnedFd) {
     ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) }).into()
 }
 
-fn inside(body: impl FnOnce() -> Verdict) -> ! {
+/// Runs `body` in a child process and ends it, the verdict on the shared page.
+pub fn inside(body: impl FnOnce() -> Verdict) -> ! {
     catch_signals();
     let verdict = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body))
         .unwrap_or_else(|_| Err("the test itself panicked".into()));

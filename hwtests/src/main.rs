@@ -5,6 +5,7 @@
 //! [`selftest`], the managed code that they run in `asm/`.
 
 mod attack;
+mod backtrace;
 mod cases;
 mod child;
 mod class;
@@ -15,6 +16,7 @@ mod memory;
 mod outcome;
 mod progress;
 mod selftest;
+mod stepper;
 mod tally;
 
 use cases::Case;

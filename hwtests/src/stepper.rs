@@ -1,0 +1,205 @@
+//! Single-stepping: a signal handler runs before every instruction of the code that a case chooses.
+//!
+//! On x86-64 the process steps itself: the trap flag in the flags that the kernel restores makes the CPU trap after each
+//! instruction. On arm64 user code cannot do that, so a tracer steps it and has a signal delivered at every boundary.
+//! Either way the visitor runs in a handler on an alternate stack of the stepped thread, at the boundary before the
+//! instruction that `pc` names, and may look at memory or change it.
+
+#[cfg(target_arch = "aarch64")]
+#[path = "stepper/tracer.rs"]
+mod mechanism;
+#[cfg(target_arch = "x86_64")]
+#[path = "stepper/trap.rs"]
+mod mechanism;
+
+use crate::child::{End, Verdict};
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::ops::Range;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+
+pub use mechanism::unavailable;
+
+/// Pieces of code that one run can watch.
+const PIECES: usize = 16;
+/// Longest piece of code whose instructions are told apart, in bytes.
+const LONGEST: usize = 8192;
+/// Size of the stack that visitors run on: unwinders are at home there.
+const VISITORS: usize = 256 << 10;
+
+unsafe extern "C" {
+    fn _Unwind_FindEnclosingFunction(pc: *const c_void) -> *const c_void;
+}
+
+/// Start of the function whose instruction lies at an address, by the unwind tables; or 0.
+pub fn function_at(pc: usize) -> usize {
+    // SAFETY: looks an address up in the unwind tables: that of the call before a return address.
+    unsafe { _Unwind_FindEnclosingFunction(std::ptr::without_provenance(pc + 1)) }.addr()
+}
+
+/// A function to be stepped through.
+#[derive(Clone, Debug)]
+pub struct Code {
+    /// What it is called.
+    pub name: &'static str,
+    /// Where it lies, by the unwind tables.
+    pub place: Range<usize>,
+}
+
+impl Code {
+    /// The function that starts at `start`.
+    pub fn new(name: &'static str, start: usize) -> Code {
+        let end = (start..start + LONGEST).find(|&pc| function_at(pc) != start).unwrap_or(start + LONGEST);
+        assert!(end > start, "the unwind tables do not know {name}");
+        Code { name, place: start..end }
+    }
+}
+
+/// What the stepped process, its tracer and the parent share. Zero is its initial state.
+#[repr(C)]
+struct Shared {
+    armed: AtomicU32,
+    places: [[AtomicU64; 2]; PIECES],
+    steps: [AtomicU64; PIECES],
+    seen: [[AtomicU64; LONGEST / 64]; PIECES],
+}
+
+impl Shared {
+    fn find(&self, pc: usize) -> Option<usize> {
+        self.places.iter().position(|place| (place[0].load(SeqCst)..place[1].load(SeqCst)).contains(&(pc as u64)))
+    }
+
+    fn count(&self, index: usize, pc: usize) {
+        self.steps[index].fetch_add(1, SeqCst);
+        let offset = pc - self.places[index][0].load(SeqCst) as usize;
+        self.seen[index][offset / 64].fetch_or(1 << (offset % 64), SeqCst);
+    }
+}
+
+fn shared() -> &'static Shared {
+    static PLACE: OnceLock<usize> = OnceLock::new();
+    let place = PLACE.get_or_init(|| {
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no existing memory.
+        let mapping = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size_of::<Shared>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert!(mapping != libc::MAP_FAILED, "no memory to step with: {}", std::io::Error::last_os_error());
+        mapping.expose_provenance()
+    });
+    // SAFETY: mapped for the life of the process and its children, zeroed, all fields atomic.
+    unsafe { &*std::ptr::with_exposed_provenance(*place) }
+}
+
+/// How far a run stepped through one piece of code.
+#[derive(Clone, Debug)]
+pub struct Stepped {
+    /// What the code is called.
+    pub name: &'static str,
+    /// Boundaries visited.
+    pub steps: u64,
+    /// Offsets of the instructions before which the visitor ran, in order.
+    pub instructions: Vec<usize>,
+}
+
+impl Stepped {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Stepped) {
+        self.steps += other.steps;
+        self.instructions.extend(&other.instructions);
+        self.instructions.sort_unstable();
+        self.instructions.dedup();
+    }
+}
+
+/// Runs `body` in a child. Within it, [`through`] steps through `codes`.
+pub fn run(codes: &[Code], body: impl FnOnce() -> Verdict) -> (End, Vec<Stepped>) {
+    assert!(codes.len() <= PIECES);
+    let shared = shared();
+    shared.armed.store(0, SeqCst);
+    for index in 0..PIECES {
+        let place = codes.get(index).map_or(0..0, |code| code.place.clone());
+        shared.places[index][0].store(place.start as u64, SeqCst);
+        shared.places[index][1].store(place.end as u64, SeqCst);
+        shared.steps[index].store(0, SeqCst);
+        shared.seen[index].iter().for_each(|word| word.store(0, SeqCst));
+    }
+    let end = mechanism::run(body);
+    let stepped = codes.iter().enumerate().map(|(index, code)| Stepped {
+        name: code.name,
+        steps: shared.steps[index].load(SeqCst),
+        instructions: (0..LONGEST)
+            .filter(|offset| shared.seen[index][offset / 64].load(SeqCst) >> (offset % 64) & 1 == 1)
+            .collect(),
+    });
+    (end, stepped.collect())
+}
+
+/// The registers at a boundary.
+pub struct Boundary {
+    /// Which of the codes this is.
+    pub index: usize,
+    /// The instruction that comes next.
+    pub pc: usize,
+    /// The frame pointer.
+    pub fp: usize,
+}
+
+/// What runs at a boundary, in a signal handler that has interrupted none of Rust's code.
+pub type Visitor = fn(&Boundary);
+
+thread_local! {
+    static VISITOR: Cell<Option<Visitor>> = const { Cell::new(None) };
+}
+
+fn visit(shared: &Shared, context: &libc::ucontext_t) {
+    let (pc, fp) = mechanism::registers(context);
+    if let Some(index) = shared.find(pc) {
+        shared.count(index, pc);
+        if let Some(visitor) = VISITOR.get() {
+            visitor(&Boundary { index, pc, fp });
+        }
+    }
+}
+
+/// Runs `what`, with `visitor` called before every instruction of the codes that [`run`] was given. In [`run`]'s body only.
+pub fn through<T>(visitor: Visitor, what: impl FnOnce() -> T) -> T {
+    own_stack_for_visitors();
+    VISITOR.set(Some(visitor));
+    mechanism::arm();
+    let result = what();
+    shared().armed.store(0, SeqCst);
+    result
+}
+
+/// Tells the visitor where a case's own handler is about to return to. A CPU that traps after each instruction does not stop there.
+pub fn returns_to(context: *mut c_void) {
+    if mechanism::TRAPS_AFTER && shared().armed.load(SeqCst) != 0 {
+        // SAFETY: the callers' handlers pass what the kernel has passed to them.
+        visit(shared(), unsafe { &*context.cast::<libc::ucontext_t>() });
+    }
+}
+
+fn own_stack_for_visitors() {
+    // SAFETY: new memory that stays mapped; the child has no other use for its alternate stack.
+    unsafe {
+        let place = libc::mmap(
+            std::ptr::null_mut(),
+            VISITORS,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        assert!(place != libc::MAP_FAILED, "no memory for an alternate stack");
+        let stack = libc::stack_t { ss_sp: place, ss_flags: 0, ss_size: VISITORS };
+        assert_eq!(libc::sigaltstack(&stack, std::ptr::null_mut()), 0);
+    }
+}

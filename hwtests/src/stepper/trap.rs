@@ -1,0 +1,54 @@
+//! x86-64: the trap flag. The kernel clears it for a handler and restores it when the handler returns.
+
+use super::{Verdict, shared, visit};
+use crate::child::{self, End};
+use std::sync::atomic::Ordering::SeqCst;
+
+/// TF: the CPU traps after every instruction (Intel SDM vol. 3, ch. 19.3.1.4).
+const TRAP_FLAG: i64 = 1 << 8;
+/// si_code of a trap after an instruction.
+const TRAP_TRACE: i32 = 2;
+/// si_code of a signal by `raise`.
+const SI_TKILL: i32 = -6;
+
+/// A handler that returns with the flag restored comes to a trap behind the instruction that it returns to.
+pub(super) const TRAPS_AFTER: bool = true;
+
+/// Why nothing can be stepped here, if so.
+pub fn unavailable(_: &crate::class::Class) -> Option<&'static str> {
+    None
+}
+
+pub(super) fn run(body: impl FnOnce() -> Verdict) -> End {
+    child::run(body)
+}
+
+pub(super) fn registers(context: &libc::ucontext_t) -> (usize, usize) {
+    let registers = &context.uc_mcontext.gregs;
+    (registers[libc::REG_RIP as usize] as usize, registers[libc::REG_RBP as usize] as usize)
+}
+
+extern "C" fn trapped(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: what the kernel passes to a SA_SIGINFO handler.
+    let reason = unsafe { (*info).si_code };
+    if reason != TRAP_TRACE && reason != SI_TKILL {
+        child::caught(signal, info, context);
+    }
+    // SAFETY: as above; nobody else looks at it until the handler returns.
+    let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    let shared = shared();
+    let flags = &mut context.uc_mcontext.gregs[libc::REG_EFL as usize];
+    if shared.armed.load(SeqCst) == 0 {
+        *flags &= !TRAP_FLAG;
+    } else {
+        *flags |= TRAP_FLAG;
+        visit(shared, context);
+    }
+}
+
+pub(super) fn arm() {
+    child::handle(libc::SIGTRAP, trapped, libc::SA_ONSTACK);
+    shared().armed.store(1, SeqCst);
+    // SAFETY: a signal to this thread, which has a handler for it.
+    unsafe { libc::raise(libc::SIGTRAP) };
+}
