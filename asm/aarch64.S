@@ -204,24 +204,9 @@ LOCAL(back_to_native):                  /* x19 control, x29 verified, x0 result,
         .cfi_endproc
 END SYM(cfi_stack_enter)
 
-/*
- * leave(Activation *act, u64 code) -> !
- *
- * Pops both stacks to the entry frame; enter returns code.
- *   in       x0 act, x1 code; called by managed code, or jumped to by a rewritten signal context: then x30 is no return
- *            address, and a debugger stopped in the first instructions loses the frames below
- *   stack    native: back in enter's frame, found in control and believed only if sealed; managed: abandoned
- *   shadow   managed: popped to its top by gcspopm, token left there; native: as enter found it
- *   signs    nothing; enter's return authenticates
- */
-FUNC SYM(cfi_stack_leave)
-        .cfi_startproc
-        .cfi_signal_frame
-#ifdef __APPLE__
-        .cfi_b_key_frame
-#endif
+/* To enter's frame: sp and x29, verified, x19 control, x0 the code. In: x0 act, x1 code. Clobbers x9-x11, flags. */
+        .macro TO_ENTRY_FRAME
         .cfi_undefined x19
-        hint    #34                     /* bti c */
         ldr     x19, [x0, #ACT_CONTROL]
         mov     x0, x1
         mov     x9, #OUTCOME_LEFT
@@ -235,6 +220,46 @@ FUNC SYM(cfi_stack_leave)
         .cfi_offset x30, -168
         CALLEE_SAVES
         mov     sp, x11
+        .endm
+
+/*
+ * leave_from_signal(Activation *act, u64 code) -> !
+ *
+ * leave for a rewritten signal context: jumped to, not called. x30 is whatever managed code had in it, signed or not, so unwinders
+ * end here until enter's frame is found, instead of taking it for a return address.
+ *   in       x0 act, x1 code
+ *   the rest as leave
+ */
+FUNC SYM(cfi_stack_leave_from_signal)
+        .cfi_startproc
+        .cfi_signal_frame
+#ifdef __APPLE__
+        .cfi_b_key_frame
+#endif
+        .cfi_undefined x30
+        hint    #34                     /* bti c */
+        TO_ENTRY_FRAME
+        b       LOCAL(unwind)
+        .cfi_endproc
+END SYM(cfi_stack_leave_from_signal)
+
+/*
+ * leave(Activation *act, u64 code) -> !
+ *
+ * Pops both stacks to the entry frame; enter returns code.
+ *   in       x0 act, x1 code; called by managed code
+ *   stack    native: back in enter's frame, found in control and believed only if sealed; managed: abandoned
+ *   shadow   managed: popped to its top by gcspopm, token left there; native: as enter found it
+ *   signs    nothing; enter's return authenticates
+ */
+FUNC SYM(cfi_stack_leave)
+        .cfi_startproc
+        .cfi_signal_frame
+#ifdef __APPLE__
+        .cfi_b_key_frame
+#endif
+        hint    #34                     /* bti c */
+        TO_ENTRY_FRAME
 LOCAL(unwind):                          /* x19 control, x29 and sp enter's, x0 result, managed shadow stack */
         UNLESS_GCS LOCAL(back_to_native)
         ldr     x10, [x19, #SHADOW_TOP]

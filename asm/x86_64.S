@@ -135,12 +135,48 @@ cfi_stack_entry_return:
         .cfi_endproc
 END cfi_stack_enter
 
+/* To enter's frame: rsp and rbp, r12 control, rax the code. In: rdi act, rsi code. Clobbers r11. */
+        .macro TO_ENTRY_FRAME
+        .cfi_undefined %r12
+        mov     ACT_CONTROL(%rdi), %r12
+        mov     %rsi, %rax
+        movq    $OUTCOME_LEFT, OUTCOME(%r12)
+        mov     NATIVE_SP(%r12), %r11
+        lea     ENTRY_FRAME(%r11), %rbp
+        .cfi_def_cfa %rbp, 16
+        .cfi_offset %rip, -8
+        .cfi_offset %rbp, -16
+        .cfi_offset %rbx, -24
+        .cfi_offset %r12, -32
+        .cfi_offset %r13, -40
+        .cfi_offset %r14, -48
+        .cfi_offset %r15, -56
+        mov     %r11, %rsp
+        .endm
+
+/*
+ * leave_from_signal(Activation *act, u64 code) -> !
+ *
+ * leave for a rewritten signal context: jumped to, not called. No return address lies at rsp, so unwinders end here until enter's
+ * frame is found, instead of taking what lies there for one.
+ *   in       rdi act, rsi code
+ *   the rest as leave
+ */
+FUNC cfi_stack_leave_from_signal
+        .cfi_startproc
+        .cfi_signal_frame
+        .cfi_undefined %rip
+        endbr64
+        TO_ENTRY_FRAME
+        jmp     .Lunwind
+        .cfi_endproc
+END cfi_stack_leave_from_signal
+
 /*
  * leave(Activation *act, u64 code) -> !
  *
  * Pops both stacks to the entry frame; enter returns code.
- *   in       rdi act, rsi code; called by managed code, or jumped to by a rewritten signal context: then no return
- *            address lies at rsp, and a debugger stopped in the first instructions loses the frames below
+ *   in       rdi act, rsi code; called by managed code
  *   stack    native: back in enter's frame; managed: abandoned up to record.top
  *   shadow   managed: popped to its top by incsspq, token left there; native: as enter found it
  *   signs    nothing
@@ -149,20 +185,7 @@ FUNC cfi_stack_leave
         .cfi_startproc
         .cfi_signal_frame
         endbr64
-        .cfi_undefined %r12
-        mov     ACT_CONTROL(%rdi), %r12
-        mov     %rsi, %rax
-        movq    $OUTCOME_LEFT, OUTCOME(%r12)
-        mov     NATIVE_SP(%r12), %r11
-        lea     ENTRY_FRAME(%r11), %rbp
-        .cfi_def_cfa %rbp, 16
-        .cfi_offset %rbp, -16
-        .cfi_offset %rbx, -24
-        .cfi_offset %r12, -32
-        .cfi_offset %r13, -40
-        .cfi_offset %r14, -48
-        .cfi_offset %r15, -56
-        mov     %r11, %rsp
+        TO_ENTRY_FRAME
 .Lunwind:                               /* r12 control, rsp and rbp enter's, rax result, managed shadow stack */
         xor     %r10d, %r10d
         rdsspq  %r10

@@ -24,6 +24,7 @@ unsafe extern "C" {
     fn cfi_stack_grow();
     fn cfi_stack_exit();
     fn cfi_stack_leave();
+    fn cfi_stack_leave_from_signal();
     fn cfi_stack_rebind(
         source: *const Record,
         destination: *const Record,
@@ -78,6 +79,11 @@ pub(crate) fn exit() -> RawPc {
 /// Address of the `leave` stub.
 pub(crate) fn leave() -> RawPc {
     RawPc::new(cfi_stack_leave as *const () as usize)
+}
+
+/// Address of the stub that a rewritten signal context runs as `leave`.
+pub(crate) fn leave_from_signal() -> RawPc {
+    RawPc::new(cfi_stack_leave_from_signal as *const () as usize)
 }
 
 /// Why `rebind` stopped.

@@ -78,7 +78,7 @@ pub unsafe fn leave_from_signal(
     if !reading.table().is_some_and(|table| table.runs(context.pc())) {
         return Err(Error::NotManaged);
     }
-    context.redirect(arch::leave(), [activation.addr().get() as u64, code]);
+    context.redirect(arch::leave_from_signal(), [activation.addr().get() as u64, code]);
     Ok(())
 }
 

@@ -24,7 +24,9 @@ pub struct Policy {
     /// Move the whole span at every check, old segment inaccessible: finds each pointer into the stack that
     /// hides in a frame. For tests.
     pub relocate_always: bool,
-    /// Leave a moved-from segment inaccessible until the stack next moves, so that a stale pointer faults.
+    /// Leave a moved-from segment inaccessible until the stack next moves, so that a stale pointer faults. From then on until `grow` has
+    /// taken the new frame pointer, a few instructions later, nobody can walk the stack: a signal handler that does so faults. With
+    /// `relocate_always` likewise.
     pub poison: bool,
 }
 
