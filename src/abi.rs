@@ -162,6 +162,10 @@ pub(crate) mod slot_state {
     pub const DONE: u32 = 4;
     /// Handed out, nothing prepared on it.
     pub const LEASED: u32 = 5;
+    /// Runs, and is to unwind its frames as soon as it looks.
+    pub const UNWINDING: u32 = 6;
+    /// Waits for its resumer to call something on its behalf.
+    pub const ASKING: u32 = 7;
 }
 
 /// What managed code carries: the limit it compares with and the stack it runs on.

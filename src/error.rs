@@ -103,6 +103,8 @@ pub enum Error {
     },
     /// The stack runs, or the activation has a stack already.
     Busy,
+    /// The coroutine is finished: it cannot be resumed any more.
+    Finished,
     /// The calling thread is not the one that was named, or belongs to another key domain or shadow mode.
     Thread(&'static str),
     /// The interrupted code is not managed code of the named activation.
@@ -155,6 +157,7 @@ impl fmt::Display for Error {
             Error::Foreign => write!(f, "the destination segment belongs to another stack"),
             Error::TooSmall { needed, room } => write!(f, "the span takes {needed} bytes, the destination has {room}"),
             Error::Busy => write!(f, "the stack or the activation is already running"),
+            Error::Finished => write!(f, "the coroutine is finished: it cannot be resumed any more"),
             Error::Thread(why) => write!(f, "thread: {why}"),
             Error::NotManaged => write!(f, "the interrupted code is not managed code of this activation"),
             Error::Unsupported(what) => write!(f, "not supported here: {what}"),

@@ -40,6 +40,8 @@ mod walk;
 #[cfg(cfi_stack_native)]
 mod arch;
 #[cfg(cfi_stack_native)]
+pub mod coroutine;
+#[cfg(cfi_stack_native)]
 mod directory;
 #[cfg(cfi_stack_native)]
 pub mod engine;

@@ -90,6 +90,7 @@ pub(crate) fn root() -> usize {
 }
 
 /// The mode word, 0 before [`set_mode`].
+#[inline]
 pub(crate) fn mode() -> u64 {
     cfi_stack_published.mode.load(Ordering::Relaxed)
 }

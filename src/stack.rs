@@ -144,10 +144,11 @@ impl Stack {
         // SAFETY: `inner` is owned by self and not running: `&mut self` is exclusive, and a running stack's `enter`
         // has not returned. The reference ends before the stub runs.
         let control = unsafe { (*inner).begin(thread, activation)? };
-        let running = thread::Running::begin(activation);
+        let running = thread::Running::with(activation);
+        let ended = running.begin();
         // SAFETY: the caller's for `entry`; `begin` has put control, segment and activation in order.
         let value = unsafe { arch::enter(control, entry, args) };
-        drop(running);
+        drop(ended);
         // SAFETY: the stub has returned, so nobody else uses `inner`.
         unsafe { (*inner).end(activation, value) }
     }

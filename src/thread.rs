@@ -11,6 +11,7 @@ use crate::segment::{Segment, page_size};
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// Room that a handler has besides the kernel's signal frame, in bytes.
 pub const HANDLER_ROOM: usize = 16 << 10;
@@ -30,7 +31,7 @@ struct Attachments {
 }
 
 thread_local! {
-    static CURRENT: Cell<*const Activation> = const { Cell::new(std::ptr::null()) };
+    static CURRENT: Cell<*const Running> = const { Cell::new(std::ptr::null()) };
     static ATTACHMENTS: RefCell<Attachments> = const { RefCell::new(Attachments { count: 0, alternate: None }) };
 }
 
@@ -123,23 +124,80 @@ fn alternate_stack(new: Option<&libc::stack_t>) -> Result<libc::stack_t, Error> 
 
 /// The activation whose managed code this thread runs, or whose native callee. Async-signal-safe.
 pub fn current_activation() -> Option<NonNull<Activation>> {
-    NonNull::new(CURRENT.get().cast_mut())
+    // SAFETY: a record in the list lives until it has left the list.
+    let running = unsafe { CURRENT.get().as_ref() }?;
+    NonNull::new(running.activation.cast_mut())
 }
 
-/// Marks an activation as the thread's current one until dropped; runs nest.
+/// That a native frame has entered managed code with an activation. These records lie on the stacks that their frames lie on, and a thread
+/// links its own, the youngest first.
 pub(crate) struct Running {
-    outer: *const Activation,
+    activation: *const Activation,
+    outer: Cell<*const Running>,
 }
 
 impl Running {
-    pub(crate) fn begin(activation: &Activation) -> Self {
-        Running { outer: CURRENT.replace(activation) }
+    pub(crate) fn with(activation: &Activation) -> Self {
+        Running { activation, outer: Cell::new(std::ptr::null()) }
+    }
+
+    /// Makes the activation the thread's current one until the guard is dropped; runs nest.
+    pub(crate) fn begin(&self) -> Ended<'_> {
+        self.outer.set(CURRENT.get());
+        // A handler that sees the record must see what is in it.
+        compiler_fence(Ordering::Release);
+        CURRENT.set(self);
+        Ended(self)
     }
 }
 
-impl Drop for Running {
+/// Takes a record out of its thread's list.
+pub(crate) struct Ended<'a>(&'a Running);
+
+impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        CURRENT.set(self.outer);
+        CURRENT.set(self.0.outer.get());
+    }
+}
+
+/// Whether any frame of this thread has entered managed code.
+#[inline(always)]
+pub(crate) fn in_managed_code() -> bool {
+    !CURRENT.get().is_null()
+}
+
+/// The records of one stack, taken out of the list while that stack is suspended.
+pub(crate) struct Detached {
+    first: *const Running,
+    last: *const Running,
+}
+
+impl Detached {
+    /// Takes out the records that lie in `base..top`: those of the stack that runs, so the youngest.
+    pub(crate) fn of_stack(base: usize, top: usize) -> Option<Detached> {
+        let lies_there = |running: *const Running| (base..top).contains(&running.addr());
+        let first = CURRENT.get();
+        if !lies_there(first) {
+            return None;
+        }
+        let mut last = first;
+        loop {
+            // SAFETY: as in `current_activation`.
+            let outer = unsafe { (*last).outer.get() };
+            if !lies_there(outer) {
+                CURRENT.set(outer);
+                return Some(Detached { first, last });
+            }
+            last = outer;
+        }
+    }
+
+    /// Puts them back on top of what this thread, which may be another one, has now.
+    pub(crate) fn attach(self) {
+        // SAFETY: the records lie on the stack that runs again; their frames have not gone on since they were taken out.
+        unsafe { (*self.last).outer.set(CURRENT.get()) };
+        compiler_fence(Ordering::Release);
+        CURRENT.set(self.first);
     }
 }
 
