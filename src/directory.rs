@@ -18,16 +18,21 @@ use crate::error::Error;
 use crate::pac::Tampered;
 use crate::{published, system, tamper};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Bytes of an entry.
 pub(crate) const ENTRY: usize = size_of::<Entry>();
 /// Entries that there is room for: 16 MiB of addresses.
 const MAXIMUM: usize = 1 << 18;
-/// [`Entry::class`] of a mapping of its own, larger than every slab class.
+/// In [`Entry::class`]: the stacks have shadow stacks. Below it stands the slab class.
+pub(crate) const CLASS_SHADOW: u8 = 0x10;
+/// In [`Entry::class`]: a mapping of its own, larger than every slab class.
 pub(crate) const CLASS_LARGE: u8 = 0x40;
-/// [`Entry::class`] of a data area that belongs to the caller.
+/// In [`Entry::class`]: a data area that belongs to the caller.
 pub(crate) const CLASS_BARE: u8 = 0x80;
+/// [`Entry::class`] of a released chunk of one slot, whose slot can be bound again.
+const CLASS_RETIRED: u8 = CLASS_LARGE | CLASS_BARE;
 
 /// One chunk: `count` slots, data areas and shadow stacks, bound to each other by their index. Its layout is known to `asm/`.
 #[repr(C)]
@@ -49,7 +54,7 @@ pub(crate) struct Entry {
     pub data_shift: u8,
     /// Shadow areas lie `1 << shadow_shift` bytes apart.
     pub shadow_shift: u8,
-    /// Logarithm of the usable bytes of a slab class; [`CLASS_LARGE`] or [`CLASS_BARE`] else. The stubs do not look at it.
+    /// Which lists its stacks belong to (`slab::Shape`). The stubs do not look at it.
     pub class: u8,
     /// Logarithm of the guard's bytes; 0 without a guard. The stubs do not look at it.
     pub guard_shift: u8,
@@ -71,6 +76,25 @@ const _: () = {
 /// Logarithm of a slot's size.
 pub(crate) const SLOT_SHIFT: u32 = 7;
 
+/// An entry where it lies. Every word of it is read once for each use: a page with new entries may take its page's place meanwhile.
+#[repr(C)]
+pub(crate) struct Place {
+    slots_base: AtomicUsize,
+    slots_bytes: AtomicUsize,
+    data_base: AtomicUsize,
+    data_span: AtomicUsize,
+    shadow_base: AtomicUsize,
+    shadow_span: AtomicUsize,
+    data_shift: AtomicU8,
+    shadow_shift: AtomicU8,
+    class: AtomicU8,
+    guard_shift: AtomicU8,
+    rest: [AtomicU8; 4],
+    identity_base: AtomicU64,
+}
+
+const _: () = assert!(size_of::<Place>() == ENTRY && align_of::<Place>() == align_of::<Entry>());
+
 /// What an entry says of one of its slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bound {
@@ -86,28 +110,60 @@ pub(crate) struct Bound {
     pub class: u8,
 }
 
+impl Place {
+    /// All of it.
+    pub fn entry(&self) -> Entry {
+        Entry {
+            slots_base: self.slots_base.load(Ordering::Relaxed),
+            slots_bytes: self.slots_bytes.load(Ordering::Relaxed),
+            data_base: self.data_base.load(Ordering::Relaxed),
+            data_span: self.data_span.load(Ordering::Relaxed),
+            shadow_base: self.shadow_base.load(Ordering::Relaxed),
+            shadow_span: self.shadow_span.load(Ordering::Relaxed),
+            data_shift: self.data_shift.load(Ordering::Relaxed),
+            shadow_shift: self.shadow_shift.load(Ordering::Relaxed),
+            class: self.class.load(Ordering::Relaxed),
+            guard_shift: self.guard_shift.load(Ordering::Relaxed),
+            rest: [0; 4],
+            identity_base: self.identity_base.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The index of the slot at `address`, if one begins there.
+    #[inline(always)]
+    pub fn index_of(&self, address: usize) -> Option<usize> {
+        let offset = address.wrapping_sub(self.slots_base.load(Ordering::Relaxed));
+        let known = offset < self.slots_bytes.load(Ordering::Relaxed) && offset.is_multiple_of(1 << SLOT_SHIFT);
+        known.then_some(offset >> SLOT_SHIFT)
+    }
+
+    /// What belongs to slot `index`, which is below the count.
+    #[inline(always)]
+    pub fn bound(&self, index: usize) -> Bound {
+        let area = self.data_base.load(Ordering::Relaxed) + (index << (self.data_shift.load(Ordering::Relaxed) & 63));
+        // No guard is one byte long: 0 says that there is none.
+        let guard = (1_usize << (self.guard_shift.load(Ordering::Relaxed) & 63)) & !1;
+        let shadow_top = match self.shadow_span.load(Ordering::Relaxed) {
+            0 => 0,
+            span => {
+                let distance = index << (self.shadow_shift.load(Ordering::Relaxed) & 63);
+                self.shadow_base.load(Ordering::Relaxed) + distance + span
+            }
+        };
+        Bound {
+            base: area + guard,
+            top: area + self.data_span.load(Ordering::Relaxed),
+            shadow_top,
+            identity: self.identity_base.load(Ordering::Relaxed) + index as u64,
+            class: self.class.load(Ordering::Relaxed),
+        }
+    }
+}
+
 impl Entry {
     /// How many slots it has.
     pub fn count(&self) -> usize {
         self.slots_bytes >> SLOT_SHIFT
-    }
-
-    /// What belongs to slot `index`, which is below the count.
-    #[inline]
-    pub fn bound(&self, index: usize) -> Bound {
-        let area = self.data_base + (index << self.data_shift);
-        let guard = if self.guard_shift == 0 { 0 } else { 1 << self.guard_shift };
-        let shadow_top = match self.shadow_span {
-            0 => 0,
-            span => self.shadow_base + (index << self.shadow_shift) + span,
-        };
-        Bound {
-            base: area + guard,
-            top: area + self.data_span,
-            shadow_top,
-            identity: self.identity_base + index as u64,
-            class: self.class,
-        }
     }
 
     /// Address of slot `index`.
@@ -116,107 +172,160 @@ impl Entry {
         NonNull::new(std::ptr::with_exposed_provenance_mut(address)).unwrap_or(NonNull::dangling())
     }
 
-    /// The index of the slot at `address`, if one begins there.
-    #[inline]
-    pub fn index_of(&self, address: usize) -> Option<usize> {
-        let offset = address.wrapping_sub(self.slots_base);
-        (offset < self.slots_bytes && offset.is_multiple_of(1 << SLOT_SHIFT)).then_some(offset >> SLOT_SHIFT)
+    /// Whether the slots of the two share a byte. A released chunk's slot is still its own.
+    fn shares_slots(&self, other: &Entry) -> bool {
+        let end = |entry: &Entry| match entry.class {
+            CLASS_RETIRED => entry.slots_base + size_of::<Slot>(),
+            _ => entry.slots_base + entry.slots_bytes,
+        };
+        self.slots_base < end(other) && other.slots_base < end(self)
     }
 }
 
-/// Entry `index` as it is now, `None` beyond the directory's end.
-#[inline]
-pub(crate) fn entry(index: usize) -> Option<Entry> {
+/// Where entry `index` lies, `None` beyond the directory's end.
+#[inline(always)]
+pub(crate) fn place_of(index: usize) -> Option<&'static Place> {
     let (base, entries) = published::directory();
-    if index >= entries {
-        return None;
-    }
-    // SAFETY: the page says that this many entries can be read at its address, for ever. Volatile: a page with new entries may take
-    // its place meanwhile.
-    Some(unsafe { std::ptr::with_exposed_provenance::<Entry>(base).add(index).read_volatile() })
+    // SAFETY: the read-only page says that this many entries can be read there, for the life of the process; atomics may change.
+    (index < entries).then(|| unsafe { &*std::ptr::with_exposed_provenance::<Place>(base).add(index) })
 }
 
-/// What the directory says of the slot at `address` that names chunk `chunk`, `None` when it knows no such slot.
-#[inline]
-pub(crate) fn bound(address: usize, chunk: u32) -> Option<Bound> {
-    let entry = entry(chunk as usize)?;
-    entry.index_of(address).map(|index| entry.bound(index))
+/// Entry `index`, `None` beyond the directory's end.
+pub(crate) fn entry(index: usize) -> Option<Entry> {
+    place_of(index).map(Place::entry)
+}
+
+/// A slot that the directory knows.
+#[derive(Clone, Copy)]
+pub(crate) struct Known {
+    place: &'static Place,
+    index: usize,
+}
+
+impl Known {
+    /// [`Entry::class`]
+    #[inline(always)]
+    pub fn class(&self) -> u8 {
+        self.place.class.load(Ordering::Relaxed)
+    }
+
+    /// Everything that belongs to it.
+    #[inline(always)]
+    pub fn bound(&self) -> Bound {
+        self.place.bound(self.index)
+    }
+}
+
+/// The slot at `address` that names chunk `chunk`, `None` when the directory knows no such slot.
+#[inline(always)]
+pub(crate) fn known(address: usize, chunk: u32) -> Option<Known> {
+    let place = place_of(chunk as usize)?;
+    place.index_of(address).map(|index| Known { place, index })
 }
 
 /// Finds the slot at an address of which nothing is known: looks at every entry, and at no memory of the slot.
-pub(crate) fn find(address: usize) -> Option<(usize, usize)> {
-    let (_, entries) = published::directory();
-    (0..entries).find_map(|chunk| Some((chunk, entry(chunk)?.index_of(address)?)))
+pub(crate) fn find(address: usize) -> Option<Known> {
+    chunks().find_map(|(chunk, _)| known(address, chunk))
 }
 
-/// What is kept of the directory besides itself. An attacker who changes it makes updates go wrong, which [`place`] sees.
+/// All chunks there are.
+pub(crate) fn chunks() -> impl Iterator<Item = (u32, Entry)> {
+    let (_, entries) = published::directory();
+    (0..entries as u32)
+        .filter_map(|index| Some((index, entry(index as usize)?)))
+        .filter(|(_, entry)| entry.slots_bytes != 0)
+}
+
+/// What is kept of the directory besides itself. Whoever rewrites it makes an update meet an entry that it must not replace.
 struct Growth {
-    /// Address of the reserved range; 0 before the first entry.
-    base: usize,
-    /// Entries that the placed pages have.
-    entries: usize,
     /// Entries ever given out.
     used: usize,
-    /// Entries that were given back.
+    /// Entries of released chunks. Its capacity suffices for all that were given out.
     retired: Vec<u32>,
 }
 
-static GROWTH: Mutex<Growth> = Mutex::new(Growth { base: 0, entries: 0, used: 0, retired: Vec::new() });
+static GROWTH: Mutex<Growth> = Mutex::new(Growth { used: 0, retired: Vec::new() });
 
-fn no_room(what: &'static str) -> Error {
-    Error::Memory { what, bytes: ENTRY, errno: libc::ENOMEM }
+const WHAT: &str = "the chunk directory";
+
+fn no_room() -> Error {
+    Error::Memory { what: WHAT, bytes: ENTRY, errno: libc::ENOMEM }
 }
 
-/// Puts an entry into the directory and says at which index.
+fn rewritten(index: usize) -> ! {
+    tamper::end(Tampered { evidence: "the chunk directory's bookkeeping was rewritten", slot: index })
+}
+
+/// Puts the entry of a new chunk into the directory and says at which index.
 ///
 /// # Errors
 /// [`Error::Memory`]: nothing was added.
 pub(crate) fn publish(entry: Entry) -> Result<u32, Error> {
     let mut growth = GROWTH.lock().unwrap_or_else(PoisonError::into_inner);
-    // Room to give the index back, so that this cannot fail later.
-    let used = growth.used;
-    if growth.retired.try_reserve(used + 1).is_err() {
-        return Err(no_room("the chunk directory's bookkeeping"));
+    let index = growth.used;
+    // Giving the index back must not fail later.
+    let more = (index + 1).saturating_sub(growth.retired.len());
+    if index >= MAXIMUM || growth.retired.try_reserve(more).is_err() {
+        return Err(no_room());
     }
-    if let Some(&index) = growth.retired.last() {
-        place(&mut growth, index as usize, entry)?;
-        growth.retired.pop();
-        return Ok(index);
+    // No slot may belong to two chunks, whatever the slots' memory was taken from.
+    if self::entry(index).is_some_and(|old| old != Entry::default())
+        || chunks_ever().any(|other| other.shares_slots(&entry))
+    {
+        rewritten(index);
     }
-    if used == MAXIMUM {
-        return Err(no_room("the chunk directory"));
-    }
-    place(&mut growth, used, entry)?;
+    place(index, entry)?;
     growth.used += 1;
-    Ok(used as u32)
+    Ok(index as u32)
 }
 
-/// Makes an entry fit no slot. The chunk's memory can be unmapped after that.
+/// All entries that ever were.
+fn chunks_ever() -> impl Iterator<Item = Entry> {
+    let (_, entries) = published::directory();
+    (0..entries).filter_map(entry).filter(|entry| entry.slots_base != 0)
+}
+
+/// Binds the slot of a released chunk again, if there is one: the entry has all but its slot.
+///
+/// # Errors
+/// [`Error::Memory`]: the slot stays with the released ones.
+pub(crate) fn publish_again(entry: Entry) -> Result<Option<u32>, Error> {
+    let mut growth = GROWTH.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(&index) = growth.retired.last() else { return Ok(None) };
+    let Some(old) = self::entry(index as usize).filter(|old| old.class == CLASS_RETIRED && old.slots_bytes == 0) else {
+        rewritten(index as usize)
+    };
+    place(index as usize, Entry { slots_base: old.slots_base, slots_bytes: 1 << SLOT_SHIFT, ..entry })?;
+    growth.retired.pop();
+    Ok(Some(index))
+}
+
+/// Makes the entry of a chunk of one slot fit no slot. The chunk's stacks can be unmapped after that; its slot is remembered.
 ///
 /// # Errors
 /// [`Error::Memory`]: the entry is as it was.
 pub(crate) fn retire(index: u32) -> Result<(), Error> {
     let mut growth = GROWTH.lock().unwrap_or_else(PoisonError::into_inner);
-    place(&mut growth, index as usize, Entry::default())?;
+    let Some(old) = entry(index as usize).filter(|old| old.count() == 1) else { rewritten(index as usize) };
+    place(index as usize, Entry { slots_base: old.slots_base, class: CLASS_RETIRED, ..Entry::default() })?;
     growth.retired.push(index);
     Ok(())
 }
 
 /// Builds the page that holds entry `index` anew and puts it in place.
-fn place(growth: &mut Growth, index: usize, entry: Entry) -> Result<(), Error> {
-    const WHAT: &str = "the chunk directory";
+fn place(index: usize, entry: Entry) -> Result<(), Error> {
     let page = system::page_size();
-    if growth.base == 0 {
-        growth.base = system::reserve(WHAT, MAXIMUM * ENTRY, 0)?;
+    let (mut base, entries) = published::directory();
+    if base == 0 {
+        base = system::reserve(WHAT, MAXIMUM * ENTRY)?;
+        published::set_directory(base, 0).inspect_err(|_| system::unmap(base, MAXIMUM * ENTRY))?;
     }
     let first = index & !(page / ENTRY - 1);
-    let target = growth.base + first * ENTRY;
-    let exists = first < growth.entries;
-    let meant = |position: usize| match exists {
-        _ if first + position == index => entry,
-        // SAFETY: pages up to `entries` are in place and readable for ever; volatile, as in `entry`.
-        true => unsafe { std::ptr::with_exposed_provenance::<Entry>(target).add(position).read_volatile() },
-        false => Entry::default(),
+    let target = base + first * ENTRY;
+    let meant = |position: usize| match first + position {
+        position if position == index => entry,
+        // Nothing beyond the end: all zero.
+        position => self::entry(position).unwrap_or_default(),
     };
     let made = system::map(WHAT, page)?;
     let words = std::ptr::with_exposed_provenance_mut::<Entry>(made);
@@ -239,11 +348,62 @@ fn place(growth: &mut Growth, index: usize, entry: Entry) -> Result<(), Error> {
             unsafe { system::replace(WHAT, made, page, target) }
         })
         .inspect_err(|_| system::unmap(made, page))?;
-    if !exists {
-        let entries = first + page / ENTRY;
+    if index >= entries {
         // The page that was placed stays if this fails: nobody reads it, and the next attempt replaces it.
-        published::set_directory(growth.base, entries)?;
-        growth.entries = entries;
+        published::set_directory(base, first + page / ENTRY)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arithmetic_binds_each_slot_to_its_own_areas() {
+        let entry = Entry {
+            slots_base: 0x10_0000,
+            slots_bytes: 3 << SLOT_SHIFT,
+            data_base: 0x20_0000,
+            data_span: 0x2000,
+            shadow_base: 0x30_0000,
+            shadow_span: 0x2000,
+            data_shift: 13,
+            shadow_shift: 13,
+            class: 12,
+            guard_shift: 12,
+            rest: [0; 4],
+            identity_base: 7,
+        };
+        // SAFETY: the two have the same layout, and atomics may hold any value.
+        let place = unsafe { &*std::ptr::from_ref(&entry).cast::<Place>() };
+        assert_eq!(place.entry(), entry);
+        assert_eq!(place.index_of(entry.slots_base + 256), Some(2));
+        for address in [0, 0x10_0000 - 128, 0x10_0000 + 384, 0x10_0000 + 64, 0x10_0000 + 1, usize::MAX] {
+            assert_eq!(place.index_of(address), None, "{address:#x}");
+        }
+        let bound = place.bound(2);
+        assert_eq!((bound.base, bound.top), (0x20_5000, 0x20_6000));
+        assert_eq!((bound.shadow_top, bound.identity), (0x30_6000, 9));
+    }
+
+    #[test]
+    fn entries_are_read_only_and_a_released_slot_comes_back_as_another_identity() {
+        let slots = crate::slab::take_slots(1).unwrap();
+        let entry = Entry { slots_base: slots, slots_bytes: 1 << SLOT_SHIFT, identity_base: 1, ..Entry::default() };
+        let index = publish(entry).unwrap();
+        assert_eq!(self::entry(index as usize), Some(entry));
+        assert_eq!(find(slots).unwrap().bound().identity, 1);
+        assert!(find(slots + 64).is_none());
+        let place = std::ptr::from_ref(place_of(index as usize).unwrap()).addr();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        let line = maps.lines().find(|line| {
+            let (start, rest) = line.split_once('-').unwrap();
+            let bound = |hex| usize::from_str_radix(hex, 16).unwrap();
+            (bound(start)..bound(rest.split_once(' ').unwrap().0)).contains(&place)
+        });
+        assert!(line.is_none_or(|line| line.contains(" r--p ")), "{line:?}");
+        retire(index).unwrap();
+        assert!(find(slots).is_none() && known(slots, index).is_none());
+    }
 }

@@ -42,6 +42,8 @@ mod arch;
 #[cfg(cfi_stack_native)]
 pub mod coroutine;
 #[cfg(cfi_stack_native)]
+mod budget;
+#[cfg(cfi_stack_native)]
 mod directory;
 #[cfg(cfi_stack_native)]
 pub mod engine;

@@ -1,12 +1,14 @@
 //! The one page of this library that stubs and walks believe without a seal: it is read-only.
 //!
-//! It holds the mode word (what this CPU authenticates; a forged mode would turn the checks off) and the root of
-//! the code map, and where the chunk directory lies. It lies in the program's own zeroed data at a link-time address, so no writable pointer
-//! leads to it. An update builds the new page elsewhere, takes write access away, looks whether it still says what was meant,
+//! It holds the mode word (what this CPU authenticates; a forged mode would turn the checks off), the root of the
+//! code map, and where the chunk directory lies. It lies in the program's own zeroed data at a link-time address, so no
+//! writable pointer leads to it. An update builds the new page elsewhere, takes write access away, looks whether it still says what was meant,
 //! and puts it in place with `mremap`: at its own address the page is never writable after the first update.
 
 use crate::error::Error;
 use crate::pac::Tampered;
+#[cfg(target_os = "linux")]
+use crate::system;
 use crate::tamper;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -124,6 +126,7 @@ pub(crate) fn set_directory(directory: usize, entries: usize) -> Result<(), Erro
     place(Words { directory, entries, ..cfi_stack_published.words() })
 }
 
+#[cfg(not(target_os = "linux"))]
 fn failed(errno: nix::Error) -> Error {
     Error::Memory { what: "the published page", bytes: PAGE, errno: errno as i32 }
 }
@@ -140,31 +143,20 @@ fn meant(page: &Page, words: Words) {
 
 #[cfg(target_os = "linux")]
 fn place(words: Words) -> Result<(), Error> {
-    use nix::sys::mman::{MRemapFlags, MapFlags, ProtFlags, mmap_anonymous, mprotect, mremap, munmap};
-    use std::num::NonZeroUsize;
-    use std::ptr::NonNull;
-
-    let length = const { NonZeroUsize::new(PAGE).unwrap() };
-    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: an anonymous mapping at an address of the system's choice touches no existing memory.
-    let made = unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_PRIVATE) }.map_err(failed)?;
-    // SAFETY: the mapping is fresh, writable, aligned to the system's page and as long as a `Page`; `Page` is valid for any
-    // content. It is moved over the static, whose size and alignment are whole pages, so that nothing else is replaced; the
-    // static's fields are atomics, which nobody assumes to stay as they were.
-    unsafe {
-        let page = made.cast::<Page>().as_ref();
-        page.write(words);
-        let placed = mprotect(made, PAGE, ProtFlags::PROT_READ).and_then(|()| {
+    const WHAT: &str = "the published page";
+    let made = system::map(WHAT, PAGE)?;
+    // SAFETY: the mapping is fresh, writable, aligned to the system's page and as long as a `Page`, which is valid for any content.
+    let page = unsafe { &*std::ptr::with_exposed_provenance::<Page>(made) };
+    page.write(words);
+    system::seal(WHAT, made, PAGE)
+        .and_then(|()| {
             meant(page, words);
-            let target = NonNull::from(&cfi_stack_published).cast();
-            mremap(made, PAGE, PAGE, MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED, Some(target))
-        });
-        if let Err(errno) = placed {
-            let _ = munmap(made, PAGE);
-            return Err(failed(errno));
-        }
-    }
-    Ok(())
+            let target = std::ptr::from_ref(&cfi_stack_published).addr();
+            // SAFETY: the static's size and alignment are whole pages, so that nothing else is replaced; its fields are atomics,
+            // which nobody assumes to stay as they were.
+            unsafe { system::replace(WHAT, made, PAGE, target) }
+        })
+        .inspect_err(|_| system::unmap(made, PAGE))
 }
 
 /// Where pages cannot be moved the page is writable between two `mprotect` calls.

@@ -8,6 +8,12 @@
 //! Sources: Linux `Documentation/arch/x86/shstk.rst`, `Documentation/arch/arm64/gcs.rst`; Intel SDM vol. 1 ch. 17.2.
 
 use crate::error::Error;
+use crate::system;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+
+const WHAT: &str = "a shadow stack";
+const GUARD: &str = "a shadow stack's guard";
 
 /// An owned shadow stack. Dropping it unmaps it.
 #[derive(Debug)]
@@ -23,12 +29,12 @@ impl ShadowStack {
     /// # Errors
     /// [`Error::Memory`] when the kernel refuses; nothing stays mapped. [`Error::Unsupported`] where there are none.
     pub fn map(room: usize) -> Result<ShadowStack, Error> {
-        let page = crate::segment::page_size();
+        let page = system::page_size();
         let mapped = room
             .checked_next_multiple_of(page)
             .and_then(|room| room.checked_add(page))
             .ok_or(Error::Memory { what: "a shadow stack", bytes: room, errno: libc::ENOMEM })?;
-        system::map(mapped, page).map(|mapping| ShadowStack { mapping, mapped, guard: page })
+        map_anywhere(mapped - page, page).map(|mapping| ShadowStack { mapping, mapped, guard: page })
     }
 
     /// One past the highest word.
@@ -62,66 +68,92 @@ impl ShadowStack {
 
 impl Drop for ShadowStack {
     fn drop(&mut self) {
-        // SAFETY: the mapping is owned by self and nothing runs on it.
-        unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(self.mapping), self.mapped) };
+        system::unmap(self.mapping, self.mapped);
     }
 }
 
+/// Whether the token stands on top of a shadow stack that is mapped: then nothing is on it. Ordinary code cannot write it.
+#[inline(always)]
+pub(crate) fn is_idle(top: usize) -> bool {
+    // SAFETY: the callers have the top of a mapped shadow stack from the chunk directory. Volatile: the CPU changes it.
+    let word = unsafe { std::ptr::with_exposed_provenance::<usize>(top - 8).read_volatile() };
+    word == idle_token(top)
+}
+
+/// The address above it, and bit 0 for 64-bit mode (Intel SDM vol. 1, 17.2.3; Linux `Documentation/arch/x86/shstk.rst`).
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn idle_token(top: usize) -> usize {
+    top | 1
+}
+
+/// Its own address without the lowest 12 bits, and 1 for a valid token (Arm ARM, GCSSS2; Linux `Documentation/arch/arm64/gcs.rst`).
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+fn idle_token(top: usize) -> usize {
+    ((top - 8) & !0xfff) | 1
+}
+
+/// Maps `guard` inaccessible bytes and `room` bytes with a token on top, wherever the kernel likes.
+pub(crate) fn map_anywhere(room: usize, guard: usize) -> Result<usize, Error> {
+    let mapping = system::map_shadow(WHAT, 0, guard + room)?;
+    system::cheap_guard(GUARD, mapping, guard)
+        // Before Linux 6.13: something inaccessible in its place.
+        .and_then(|done| if done { Ok(()) } else { system::make_inaccessible(GUARD, mapping, guard) })
+        .inspect_err(|_| system::unmap(mapping, guard + room))?;
+    Ok(mapping)
+}
+
+/// Maps the same at `area`, which was set aside. Adjacent ones become one mapping of the system's.
+pub(crate) fn map_at(area: usize, room: usize, guard: usize) -> Result<(), Error> {
+    if system::cheap_guards() {
+        system::map_shadow(WHAT, area, guard + room)?;
+        match system::cheap_guard(GUARD, area, guard) {
+            Ok(true) => return Ok(()),
+            Ok(false) => system::unmap(area, guard),
+            Err(error) => {
+                system::unmap(area, guard + room);
+                return Err(error);
+            }
+        }
+    } else {
+        system::map_shadow(WHAT, area + guard, room)?;
+    }
+    system::GUARD_MAPPINGS.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Where the next run of areas is looked for; 0 before the first.
+static NEXT: Mutex<usize> = Mutex::new(0);
+/// How often another place is tried.
+const PLACES: usize = 64;
+
+/// Sets addresses aside for a run of adjacent areas: below where the system places mappings by itself, and next to the run before.
+/// They stay unmapped. `map_shadow_stack` replaces nothing, so whoever maps something there makes [`map_at`] fail, no more.
 #[cfg(target_os = "linux")]
-mod system {
-    use crate::error::Error;
-
-    /// `map_shadow_stack`, the same number on every architecture (Linux 6.6).
-    const SYS_MAP_SHADOW_STACK: libc::c_long = 453;
-    /// Put a token on top.
-    const SHADOW_STACK_SET_TOKEN: libc::c_long = 1;
-    /// `MADV_GUARD_INSTALL` (Linux 6.13).
-    const MADV_GUARD_INSTALL: libc::c_int = 102;
-
-    pub(super) fn map(mapped: usize, guard: usize) -> Result<usize, Error> {
-        let failed = |what, bytes| Error::Memory {
-            what,
-            bytes,
-            errno: std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::ENOMEM),
-        };
-        // SAFETY: a mapping at an address of the kernel's choice touches no existing memory.
-        let mapping = unsafe { libc::syscall(SYS_MAP_SHADOW_STACK, 0_usize, mapped, SHADOW_STACK_SET_TOKEN) };
-        if mapping == -1 {
-            return Err(failed("a shadow stack", mapped));
+pub(crate) fn set_aside(bytes: usize) -> Result<usize, Error> {
+    let page = system::page_size();
+    let no_room = || Error::Memory { what: WHAT, bytes, errno: libc::ENOMEM };
+    let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
+    // The system's own places, as random as it makes them, lie in the upper two thirds of the addresses.
+    let sample = system::reserve(WHAT, page)?;
+    system::unmap(sample, page);
+    let lowest = sample.next_power_of_two() / 16;
+    for place in 0..PLACES {
+        if *next == 0 {
+            *next = (lowest + (sample / 16 + place * (lowest / PLACES)) % lowest).next_multiple_of(page);
         }
-        let mapping = mapping as usize;
-        let lowest = std::ptr::with_exposed_provenance_mut::<libc::c_void>(mapping);
-        // SAFETY: the page is the lowest of the mapping just made, on which nothing runs.
-        if unsafe { libc::madvise(lowest, guard, MADV_GUARD_INSTALL) } == 0 {
-            return Ok(mapping);
+        let end = next.checked_add(bytes).ok_or_else(no_room)?;
+        if end <= 4 * lowest && system::is_free(*next, bytes) {
+            return Ok(std::mem::replace(&mut *next, end));
         }
-        // Before 6.13: an inaccessible page in its place.
-        // SAFETY: replaces that page, and nothing else.
-        let replaced = unsafe {
-            libc::mmap(
-                lowest,
-                guard,
-                libc::PROT_NONE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if replaced == libc::MAP_FAILED {
-            let error = failed("a shadow stack's guard", guard);
-            // SAFETY: the mapping is ours and nothing runs on it.
-            unsafe { libc::munmap(lowest, mapped) };
-            return Err(error);
-        }
-        Ok(mapping)
+        *next = 0;
     }
+    Err(no_room())
 }
 
+/// There are none here.
 #[cfg(not(target_os = "linux"))]
-mod system {
-    use crate::error::Error;
-
-    pub(super) fn map(_: usize, _: usize) -> Result<usize, Error> {
-        Err(Error::Unsupported("shadow stacks"))
-    }
+pub(crate) fn set_aside(_: usize) -> Result<usize, Error> {
+    Err(Error::Unsupported("shadow stacks"))
 }

@@ -10,10 +10,10 @@
 //! A chunk's addresses stay the chunk's as long as the process lives, except those of the chunks that hold one large stack.
 
 use crate::abi::{Slot, slot_state};
-use crate::directory::{self, Bound, CLASS_BARE, CLASS_LARGE, Entry, SLOT_SHIFT};
+use crate::directory::{self, Bound, CLASS_BARE, CLASS_LARGE, CLASS_SHADOW, Entry, SLOT_SHIFT};
 use crate::error::Error;
 use crate::pac::Tampered;
-use crate::{system, tamper};
+use crate::{shadow, system, tamper};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -26,12 +26,16 @@ pub(crate) const LARGEST: u32 = 20;
 const CHUNK_SLOTS: usize = 4096;
 /// Bytes of addresses that the largest chunk takes, unless one slot takes more.
 const CHUNK_BYTES: usize = 1 << 30;
-/// Slots of a first chunk.
+/// Slots of a first chunk at most.
 const FIRST_SLOTS: usize = 16;
+/// Bytes of addresses that it takes, unless one slot takes more.
+const FIRST_BYTES: usize = 4 << 20;
 /// The largest guard: a function that touches its frame page by page, or whose frame is smaller than this, hits it.
 const GUARD: usize = 64 << 10;
 /// Bytes of a shadow stack for signal handlers, which run on another data stack but on the same shadow stack.
 const HANDLERS: usize = 2 << 10;
+
+const WHAT: &str = "stacks";
 
 /// The measures of a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,15 +48,27 @@ pub(crate) struct Shape {
     pub room: usize,
     /// Inaccessible bytes below those.
     pub shadow_guard: usize,
-    /// [`Entry::class`]
+    /// [`Entry::class`]: 0 for the smallest slab class, one more for each one twice as large, and flags.
     pub class: u8,
 }
 
+/// The slab class of stacks with `1 << shift` usable bytes, without flags.
+#[inline(always)]
+pub(crate) fn class_of_shift(shift: u32) -> u8 {
+    (shift - SMALLEST) as u8
+}
+
+/// Its usable bytes.
+pub(crate) fn class_bytes(class: u8) -> usize {
+    1 << (SMALLEST + u32::from(class & !CLASS_SHADOW))
+}
+
 impl Shape {
-    /// Of a slab class: `1 << class` usable bytes.
-    pub fn of_class(class: u32, shadow: bool) -> Shape {
-        let usable = 1 << class;
-        Shape::new(usable, if usable < system::page_size() { 0 } else { usable.min(GUARD) }, class as u8, shadow)
+    /// Of a slab class.
+    pub fn of_class(class: u8) -> Shape {
+        let usable = class_bytes(class);
+        let guard = if usable < system::page_size() { 0 } else { usable.min(GUARD) };
+        Shape::new(usable, guard, class, class & CLASS_SHADOW != 0)
     }
 
     /// Of a stack with a mapping of its own.
@@ -68,6 +84,7 @@ impl Shape {
     fn new(usable: usize, guard: usize, class: u8, shadow: bool) -> Shape {
         let page = system::page_size();
         let (mut room, mut shadow_guard) = (0, 0);
+        let class = if shadow { class | CLASS_SHADOW } else { class };
         if shadow {
             // A native frame takes at least 16 bytes and leaves 8 there.
             room = (usable / 2 + HANDLERS).next_multiple_of(page);
@@ -95,19 +112,28 @@ impl Shape {
         self.shadow_span().next_power_of_two().trailing_zeros()
     }
 
-    /// What one stack of the shape can take of the machine: data, shadow and bookkeeping.
+    /// Of the stack that an entry speaks of.
+    pub fn of(bound: &Bound) -> Shape {
+        let shadow = bound.shadow_top != 0;
+        match bound.class & !CLASS_SHADOW {
+            CLASS_LARGE => Shape::large(bound.top - bound.base, shadow),
+            CLASS_BARE => Shape::bare(bound.top - bound.base, shadow),
+            _ => Shape::of_class(bound.class),
+        }
+    }
+
+    /// What one stack of the shape can take of the machine at most: data, shadow and bookkeeping.
     pub fn cost(&self) -> usize {
-        self.usable + self.room + size_of::<Slot>()
+        let data = if self.class & CLASS_BARE != 0 { 0 } else { self.usable };
+        data + self.room + size_of::<Slot>()
     }
 
-    /// Slots of the first chunk.
-    pub fn first_slots(&self) -> usize {
-        ((4 << 20) >> self.data_shift()).clamp(1, FIRST_SLOTS)
-    }
-
-    /// Slots of the chunk that follows one of `count`.
-    pub fn next_slots(&self, count: usize) -> usize {
-        (2 * count).min(CHUNK_SLOTS).min((CHUNK_BYTES >> self.data_shift()).max(1))
+    /// Slots of the chunk that follows one of `count`; 0: of the first.
+    fn next_slots(&self, count: usize) -> usize {
+        match count {
+            0 => (FIRST_BYTES >> self.data_shift()).clamp(1, FIRST_SLOTS),
+            _ => (2 * count).min(CHUNK_SLOTS).min(CHUNK_BYTES >> self.data_shift()).max(1),
+        }
     }
 }
 
@@ -125,12 +151,13 @@ pub(crate) struct Chunk {
 static IDENTITIES: AtomicU64 = AtomicU64::new(1);
 
 impl Chunk {
-    /// Maps a chunk for `count` stacks of a shape and publishes it. Where there is no memory for so many it tries fewer.
+    /// Maps the chunk that follows one of `before` slots (0: the first) and publishes it. Where there is no memory for so
+    /// many stacks it tries fewer.
     ///
     /// # Errors
     /// [`Error::Memory`]: nothing stays mapped.
-    pub fn map(shape: &Shape, count: usize) -> Result<Chunk, Error> {
-        let mut count = count;
+    pub fn map(shape: &Shape, before: usize) -> Result<Chunk, Error> {
+        let mut count = shape.next_slots(before);
         loop {
             match Chunk::map_exactly(shape, count) {
                 Err(Error::Memory { .. }) if count > 1 => count /= 2,
@@ -140,108 +167,153 @@ impl Chunk {
     }
 
     fn map_exactly(shape: &Shape, count: usize) -> Result<Chunk, Error> {
-        let slots = take_slots(count)?;
-        map_areas(shape, count, slots).inspect_err(|_| give_slots(slots, count))
+        let page = system::page_size();
+        // Without guards of their own the stacks have one below the lowest.
+        let guard = if shape.guard == 0 { page } else { 0 };
+        let bytes = ((count << shape.data_shift()) + guard).next_multiple_of(page);
+        let mapping = system::map_stacks(WHAT, bytes)?;
+        let publish = || {
+            if guard != 0 {
+                system::guard("a stack's guard", mapping, guard)?;
+            }
+            let shadow_base = match shape.room {
+                0 => 0,
+                _ => shadow::set_aside(count << shape.shadow_shift())?,
+            };
+            let slots = take_slots(count)?;
+            let entry = Entry {
+                slots_bytes: count << SLOT_SHIFT,
+                slots_base: slots,
+                ..shape.entry(mapping + guard, shadow_base, count)
+            };
+            directory::publish(entry).inspect_err(|_| give_slots(slots, count))
+        };
+        let index = publish().inspect_err(|_| system::unmap(mapping, bytes))?;
+        Ok(Chunk { index, made: 0, count })
     }
 
-    /// Makes the chunk's next stack.
+    /// Makes the chunk's next stack, which is free. `None`: something else lies where its shadow stack belongs; the stack after it
+    /// may be there.
     ///
     /// # Errors
     /// [`Error::Memory`]: the chunk is as it was.
-    pub fn carve(&mut self, shape: &Shape) -> Result<NonNull<Slot>, Error> {
-        let lost = || -> ! {
-            tamper::end(Tampered { evidence: "the pools' bookkeeping was rewritten", slot: self.index as usize })
+    pub fn carve(&mut self, shape: &Shape) -> Result<Option<NonNull<Slot>>, Error> {
+        let place = directory::place_of(self.index as usize);
+        let Some(entry) =
+            place.map(|place| place.entry()).filter(|entry| entry.class == shape.class && self.made < entry.count())
+        else {
+            tamper::end(Tampered { evidence: "a pool's bookkeeping was rewritten", slot: self.index as usize });
         };
-        let Some(entry) = directory::entry(self.index as usize) else { lost() };
-        if self.made >= entry.count() || entry.class != shape.class {
-            lost();
-        }
-        let bound = entry.bound(self.made);
+        let Some(bound) = place.map(|place| place.bound(self.made)) else { return Ok(None) };
         let slot = entry.slot(self.made);
-        // SAFETY: the directory says that there is a slot, whose memory is mapped for ever; nobody has had it.
-        unsafe { idle_or_end(slot, slot_state::FREE) };
+        // SAFETY: the directory says that there is a slot, whose memory is mapped for ever.
+        let (state, identity) = unsafe { (slot.as_ref().state.load(Ordering::Acquire), slot.as_ref().identity) };
+        if state != slot_state::FREE || identity != 0 {
+            tamper::end(Tampered {
+                evidence: "a stack that was made before was to be made again",
+                slot: slot.addr().get(),
+            });
+        }
         if shape.guard != 0 {
-            let guard = shape.guard;
-            system::guard("a stack's guard", bound.base - guard, guard)?;
+            system::guard("a stack's guard", bound.base - shape.guard, shape.guard)?;
         }
+        let mut taken = false;
         if shape.room != 0 {
-            make_shadow(shape, bound.shadow_top - shape.shadow_span())?;
-        }
-        // SAFETY: as above.
-        unsafe { initialise(slot, self.index, &bound) };
-        self.made += 1;
-        Ok(slot)
-    }
-}
-
-/// Maps data areas and reserves shadow areas for slots that there are, and publishes them.
-pub(crate) fn map_areas(shape: &Shape, count: usize, slots: usize) -> Result<Chunk, Error> {
-    let page = system::page_size();
-    let too_large = || Error::Memory { what: "stacks", bytes: usize::MAX, errno: libc::ENOMEM };
-    // Without guards of its own a chunk has one, so that its lowest stack does not run out of it.
-    let lowest = if shape.guard == 0 { page } else { 0 };
-    let stride = |shift: u32, span: usize| if count == 1 { Some(span) } else { count.checked_mul(1 << shift) };
-    let areas = stride(shape.data_shift(), shape.data_span()).ok_or_else(too_large)?.next_multiple_of(page);
-    let bytes = areas.checked_add(lowest).ok_or_else(too_large)?;
-    let mapping = system::map_stacks("stacks", bytes)?;
-    let shadows = stride(shape.shadow_shift(), shape.shadow_span()).ok_or_else(too_large)?;
-    let made = || -> Result<Chunk, Error> {
-        if lowest != 0 {
-            system::guard("a stack's guard", mapping, lowest)?;
-        }
-        let shadow_base = if shape.room == 0 { 0 } else { system::reserve("shadow stacks", shadows, 0)? };
-        let entry = Entry {
-            slots_base: slots,
-            slots_bytes: count << SLOT_SHIFT,
-            data_base: mapping + lowest,
-            data_span: shape.data_span(),
-            shadow_base,
-            shadow_span: shape.shadow_span(),
-            data_shift: shape.data_shift() as u8,
-            shadow_shift: shape.shadow_shift() as u8,
-            class: shape.class,
-            guard_shift: if shape.guard == 0 { 0 } else { shape.guard.trailing_zeros() as u8 },
-            rest: [0; 4],
-            identity_base: IDENTITIES.fetch_add(count as u64, Ordering::Relaxed),
-        };
-        match directory::publish(entry) {
-            Ok(index) => Ok(Chunk { index, made: 0, count }),
-            Err(error) => {
-                if shadows != 0 {
-                    system::unmap(shadow_base, shadows);
-                }
-                Err(error)
+            match shadow::map_at(bound.shadow_top - shape.shadow_span(), shape.room, shape.shadow_guard) {
+                Err(Error::Memory { errno: libc::EEXIST, .. }) => taken = true,
+                result => result?,
             }
         }
-    };
-    made().inspect_err(|_| system::unmap(mapping, bytes))
-}
-
-/// Makes the shadow stack at `area`, a reserved range: a guard, then words, with the kernel's token on top.
-fn make_shadow(shape: &Shape, area: usize) -> Result<(), Error> {
-    const WHAT: &str = "a shadow stack";
-    let span = shape.shadow_span();
-    system::unmap(area, span);
-    system::map_shadow(WHAT, area, span)?;
-    system::guard("a shadow stack's guard", area, shape.shadow_guard).inspect_err(|_| system::unmap(area, span))
-}
-
-/// Ends the process unless the slot is in `state`.
-///
-/// # Safety
-/// The slot is one that the directory knows.
-unsafe fn idle_or_end(slot: NonNull<Slot>, state: u32) {
-    // SAFETY: the caller's.
-    if unsafe { slot.as_ref() }.state.load(Ordering::Acquire) != state {
-        tamper::end(Tampered { evidence: "a stack that is in use stood among the idle ones", slot: slot.addr().get() });
+        // SAFETY: as above; nobody has had the slot.
+        unsafe { initialise(slot, self.index, &bound) };
+        self.made += 1;
+        if taken {
+            // SAFETY: as above. It stays out of every list.
+            unsafe { slot.as_ref() }.state.store(slot_state::DONE, Ordering::Release);
+            return Ok(None);
+        }
+        Ok(Some(slot))
     }
+}
+
+impl Shape {
+    /// The entry of `count` stacks, without their slots.
+    fn entry(&self, data_base: usize, shadow_base: usize, count: usize) -> Entry {
+        Entry {
+            data_base,
+            data_span: self.data_span(),
+            shadow_base,
+            shadow_span: self.shadow_span(),
+            data_shift: self.data_shift() as u8,
+            shadow_shift: self.shadow_shift() as u8,
+            class: self.class,
+            guard_shift: if self.guard == 0 { 0 } else { self.guard.trailing_zeros() as u8 },
+            identity_base: IDENTITIES.fetch_add(count as u64, Ordering::Relaxed),
+            ..Entry::default()
+        }
+    }
+}
+
+/// Makes a chunk of one stack: with a data area that there is, or else with one of its own. The stack is free.
+///
+/// # Errors
+/// [`Error::Memory`]: nothing stays mapped.
+pub(crate) fn map_single(shape: &Shape, base: Option<usize>) -> Result<NonNull<Slot>, Error> {
+    let with_data = |data: usize| {
+        let shadow_base = if shape.room == 0 { 0 } else { shadow::map_anywhere(shape.room, shape.shadow_guard)? };
+        let with_shadow = || {
+            if let Some(index) = directory::publish_again(shape.entry(data, shadow_base, 1))? {
+                return Ok(index);
+            }
+            let slots_base = take_slots(1)?;
+            let entry = Entry { slots_base, slots_bytes: 1 << SLOT_SHIFT, ..shape.entry(data, shadow_base, 1) };
+            directory::publish(entry).inspect_err(|_| give_slots(slots_base, 1))
+        };
+        with_shadow().inspect_err(|_| {
+            if shape.room != 0 {
+                system::unmap(shadow_base, shape.shadow_span());
+            }
+        })
+    };
+    let index = match base {
+        Some(base) => with_data(base),
+        None => {
+            let mapping = system::map_stacks(WHAT, shape.data_span())?;
+            system::guard("a stack's guard", mapping, shape.guard)
+                .and_then(|()| with_data(mapping))
+                .inspect_err(|_| system::unmap(mapping, shape.data_span()))
+        }
+    }?;
+    let (Some(place), Some(entry)) = (directory::place_of(index as usize), directory::entry(index as usize)) else {
+        return Err(Error::Slot("it was not published"));
+    };
+    let slot = entry.slot(0);
+    // SAFETY: the directory knows the slot, and nobody else has it.
+    unsafe { initialise(slot, index, &place.bound(0)) };
+    Ok(slot)
+}
+
+/// Undoes [`map_single`]; the stack is free and on no list.
+///
+/// # Errors
+/// [`Error::Memory`]: the stack is as it was.
+pub(crate) fn unmap_single(index: u32) -> Result<(), Error> {
+    let Some(entry) = directory::entry(index as usize) else { return Err(Error::Slot("it is not in the directory")) };
+    directory::retire(index)?;
+    if entry.shadow_span != 0 {
+        system::unmap(entry.shadow_base, entry.shadow_span);
+    }
+    if entry.class & CLASS_LARGE != 0 {
+        system::unmap(entry.data_base, entry.data_span);
+    }
+    Ok(())
 }
 
 /// Writes what the directory says of a slot into it. Its generations stay.
 ///
 /// # Safety
 /// The slot is one that the directory knows and is not in use.
-pub(crate) unsafe fn initialise(slot: NonNull<Slot>, index: u32, bound: &Bound) {
+unsafe fn initialise(slot: NonNull<Slot>, index: u32, bound: &Bound) {
     let slot = slot.as_ptr();
     // SAFETY: the caller's.
     unsafe {
@@ -261,70 +333,31 @@ struct Arena {
 }
 
 static ARENA: Mutex<Arena> = Mutex::new(Arena { next: 0, end: 0, mapped: 0 });
+/// What is mapped for slots at once, at least and at most.
+const ARENA_BYTES: (usize, usize) = (64 << 10, 8 << 20);
 
 /// Takes zeroed slots.
+///
+/// # Errors
+/// [`Error::Memory`]
 pub(crate) fn take_slots(count: usize) -> Result<usize, Error> {
     let mut arena = ARENA.lock().unwrap_or_else(PoisonError::into_inner);
     let bytes = count << SLOT_SHIFT;
     if arena.end - arena.next < bytes {
-        let mapped = (2 * arena.mapped).clamp(64 << 10, 8 << 20).max(bytes.next_multiple_of(system::page_size()));
-        arena.next = system::map("stacks' bookkeeping", mapped)?;
-        arena.end = arena.next + mapped;
-        arena.mapped = mapped;
+        let least = bytes.next_multiple_of(system::page_size());
+        let mapped = (2 * arena.mapped).clamp(ARENA_BYTES.0, ARENA_BYTES.1).max(least);
+        let next = system::map("stacks' bookkeeping", mapped)?;
+        *arena = Arena { next, end: next + mapped, mapped };
     }
     let slots = arena.next;
     arena.next += bytes;
     Ok(slots)
 }
 
-/// Gives the slots back that were taken last, and never used.
-pub(crate) fn give_slots(slots: usize, count: usize) {
+/// Gives slots back that were never used, if none were taken since.
+fn give_slots(slots: usize, count: usize) {
     let mut arena = ARENA.lock().unwrap_or_else(PoisonError::into_inner);
     if slots + (count << SLOT_SHIFT) == arena.next {
         arena.next = slots;
-    }
-}
-
-/// Binds a slot to a data area that there is.
-pub(crate) fn bind(shape: &Shape, base: usize) -> Result<NonNull<Slot>, Error> {
-    let slots = take_slots(1)?;
-    let made = || {
-        let span = shape.shadow_span();
-        let shadow_base = if span == 0 { 0 } else { system::map_shadow("a shadow stack", 0, span)? };
-        let bound = || {
-            if span != 0 {
-                system::guard("a shadow stack's guard", shadow_base, shape.shadow_guard)?;
-            }
-            directory::publish(Entry {
-                slots_base: slots,
-                slots_bytes: 1 << SLOT_SHIFT,
-                data_base: base,
-                data_span: shape.usable,
-                shadow_base,
-                shadow_span: span,
-                class: shape.class,
-                identity_base: IDENTITIES.fetch_add(1, Ordering::Relaxed),
-                ..Entry::default()
-            })
-        };
-        bound().inspect_err(|_| {
-            if span != 0 {
-                system::unmap(shadow_base, span);
-            }
-        })
-    };
-    let index = made().inspect_err(|_| give_slots(slots, 1))?;
-    let entry = directory::entry(index as usize).unwrap_or_default();
-    let slot = entry.slot(0);
-    // SAFETY: the directory knows the slot, and nobody else has it.
-    unsafe { initialise(slot, index, &entry.bound(0)) };
-    Ok(slot)
-}
-
-/// Undoes [`bind`].
-pub(crate) fn unbind(_slot: *mut Slot, index: u32, bound: &Bound) {
-    let entry = directory::entry(index as usize).unwrap_or_default();
-    if directory::retire(index).is_ok() && bound.shadow_top != 0 {
-        system::unmap(entry.shadow_base, entry.shadow_span);
     }
 }

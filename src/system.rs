@@ -34,7 +34,7 @@ pub(crate) fn page_shift() -> u32 {
     }
 }
 
-/// Mappings that guards have cost: those that `mprotect` made, because the kernel has no cheaper guards.
+/// Guards that have cost a mapping, because the kernel has no cheaper ones: no access, or a hole below a shadow stack.
 pub(crate) static GUARD_MAPPINGS: AtomicUsize = AtomicUsize::new(0);
 /// The kernel has `MADV_GUARD_INSTALL`, as far as is known.
 static CHEAP_GUARDS: AtomicBool = AtomicBool::new(cfg!(target_os = "linux"));
@@ -54,6 +54,11 @@ pub(crate) mod injection {
     /// Makes the `n`th call from now on fail once, counted from 0.
     pub(crate) fn fail_after(n: i64) {
         LEFT.set(n);
+    }
+
+    /// Whether the call that was to fail has come.
+    pub(crate) fn came() -> bool {
+        LEFT.get() < 0
     }
 
     pub(super) fn fails() -> bool {
@@ -84,17 +89,17 @@ const NORESERVE: libc::c_int = libc::MAP_NORESERVE;
 #[cfg(not(target_os = "linux"))]
 const NORESERVE: libc::c_int = 0;
 
-fn map_as(what: &'static str, bytes: usize, protection: libc::c_int, hint: usize) -> Result<usize, Error> {
+fn map_as(what: &'static str, bytes: usize, protection: libc::c_int) -> Result<usize, Error> {
     injected(what, bytes)?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANON | NORESERVE;
-    // SAFETY: an anonymous mapping at an address that is free touches no existing memory.
-    let made = unsafe { libc::mmap(std::ptr::with_exposed_provenance_mut(hint), bytes, protection, flags, -1, 0) };
+    // SAFETY: an anonymous mapping at an address of the system's choice touches no existing memory.
+    let made = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
     if made == libc::MAP_FAILED { Err(refused(what, bytes)) } else { Ok(made.expose_provenance()) }
 }
 
 /// Maps writable zeroed memory, which is not there before it is touched.
 pub(crate) fn map(what: &'static str, bytes: usize) -> Result<usize, Error> {
-    map_as(what, bytes, libc::PROT_READ | libc::PROT_WRITE, 0)
+    map_as(what, bytes, libc::PROT_READ | libc::PROT_WRITE)
 }
 
 /// Maps writable memory for stacks: one touched page must not bring 2 MiB with it.
@@ -108,9 +113,23 @@ pub(crate) fn map_stacks(what: &'static str, bytes: usize) -> Result<usize, Erro
     Ok(made)
 }
 
-/// Reserves addresses, near `hint` if that is not 0.
-pub(crate) fn reserve(what: &'static str, bytes: usize, hint: usize) -> Result<usize, Error> {
-    map_as(what, bytes, libc::PROT_NONE, hint)
+/// Reserves addresses.
+pub(crate) fn reserve(what: &'static str, bytes: usize) -> Result<usize, Error> {
+    map_as(what, bytes, libc::PROT_NONE)
+}
+
+/// Whether nothing is mapped in a range.
+#[cfg(target_os = "linux")]
+pub(crate) fn is_free(address: usize, bytes: usize) -> bool {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+    let wanted = std::ptr::with_exposed_provenance_mut(address);
+    // SAFETY: maps where nothing is, or not at all.
+    let made = unsafe { libc::mmap(wanted, bytes, libc::PROT_NONE, flags, -1, 0) };
+    if made == libc::MAP_FAILED {
+        return false;
+    }
+    unmap(made.expose_provenance(), bytes);
+    made == wanted
 }
 
 /// Gives a whole range of mappings back. It fails only where a mapping would have to be split and there are too many.
@@ -173,25 +192,44 @@ pub(crate) unsafe fn replace(what: &'static str, made: usize, bytes: usize, targ
 
 /// Makes part of a mapping inaccessible: without splitting it where the kernel can.
 pub(crate) fn guard(what: &'static str, address: usize, bytes: usize) -> Result<(), Error> {
+    if cheap_guard(what, address, bytes)? {
+        return Ok(());
+    }
     injected(what, bytes)?;
-    let place = std::ptr::with_exposed_provenance_mut::<libc::c_void>(address);
-    #[cfg(target_os = "linux")]
-    if CHEAP_GUARDS.load(Ordering::Relaxed) {
-        // SAFETY: the callers own the range, and nothing is in it.
-        if unsafe { libc::madvise(place, bytes, MADV_GUARD_INSTALL) } == 0 {
-            return Ok(());
+    // SAFETY: the callers own the range, and nothing is in it.
+    match unsafe { libc::mprotect(std::ptr::with_exposed_provenance_mut(address), bytes, libc::PROT_NONE) } {
+        0 => {
+            GUARD_MAPPINGS.fetch_add(1, Ordering::Relaxed);
+            Ok(())
         }
-        // A locked mapping (`mlockall`) refuses too: only the one, not all.
-        if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) && !guards_work() {
-            CHEAP_GUARDS.store(false, Ordering::Relaxed);
-        }
+        _ => Err(refused(what, bytes)),
     }
-    // SAFETY: as above.
-    if unsafe { libc::mprotect(place, bytes, libc::PROT_NONE) } != 0 {
-        return Err(refused(what, bytes));
+}
+
+/// The same, only where it splits nothing; says whether it did.
+#[cfg(target_os = "linux")]
+pub(crate) fn cheap_guard(what: &'static str, address: usize, bytes: usize) -> Result<bool, Error> {
+    injected(what, bytes)?;
+    if !cheap_guards() {
+        return Ok(false);
     }
-    GUARD_MAPPINGS.fetch_add(1, Ordering::Relaxed);
-    Ok(())
+    // SAFETY: the callers own the range, and nothing is in it.
+    if unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(address), bytes, MADV_GUARD_INSTALL) } == 0 {
+        return Ok(true);
+    }
+    let error = refused(what, bytes);
+    if !matches!(error, Error::Memory { errno: libc::EINVAL, .. }) {
+        return Err(error);
+    }
+    // A locked mapping (`mlockall`) refuses too: that is the one's own matter.
+    CHEAP_GUARDS.store(guards_work(), Ordering::Relaxed);
+    Ok(false)
+}
+
+/// There are none here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn cheap_guard(what: &'static str, _: usize, bytes: usize) -> Result<bool, Error> {
+    injected(what, bytes).map(|()| false)
 }
 
 /// Whether the kernel knows the advice at all: an empty range asks that and nothing else (madvise(2)).
@@ -204,6 +242,19 @@ fn guards_work() -> bool {
 /// Whether guards cost no mapping.
 pub(crate) fn cheap_guards() -> bool {
     CHEAP_GUARDS.load(Ordering::Relaxed)
+}
+
+/// Puts something inaccessible in the place of part of a mapping of any kind.
+pub(crate) fn make_inaccessible(what: &'static str, address: usize, bytes: usize) -> Result<(), Error> {
+    injected(what, bytes)?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_FIXED | NORESERVE;
+    let place = std::ptr::with_exposed_provenance_mut(address);
+    // SAFETY: the callers own the range, and nothing is in it.
+    if unsafe { libc::mmap(place, bytes, libc::PROT_NONE, flags, -1, 0) } == libc::MAP_FAILED {
+        return Err(refused(what, bytes));
+    }
+    GUARD_MAPPINGS.fetch_add(1, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Gives the memory behind a range back; it reads as zero afterwards. A hint: where it is refused the memory stays.
