@@ -62,6 +62,7 @@
 #define CHUNK_SHADOW_SPAN 40
 #define CHUNK_SHIFTS    48
 #define CHUNK_IDENTITY  56
+#define MXCSR_STATUS    0x3f
 /* a saved frame */
 #define F_MXCSR         0
 #define F_X87           4
@@ -114,11 +115,13 @@
         .endif
         .endm
 
-/* The registers of the frame at rsp, except its pc, which is left at rsp. Loading a control word is slow and it seldom differs. */
+/* The registers of the frame at rsp, except its pc, which is left at rsp. Loading a control word is slow and it seldom differs. Of MXCSR only
+   the control bits are kept over a call (x86-64 psABI, "Registers"); its status flags differ often. Clobbers r8 r9. */
         .macro LOAD_FRAME fp
         .if \fp
-        cmp     F_MXCSR(%rsp), %r8d
-        je      .Lsame_mxcsr\@
+        xor     F_MXCSR(%rsp), %r8d
+        test    $~MXCSR_STATUS, %r8d
+        jz      .Lsame_mxcsr\@
         ldmxcsr F_MXCSR(%rsp)
 .Lsame_mxcsr\@:
         cmp     F_X87(%rsp), %r9w
@@ -158,8 +161,8 @@
         jz      \plain
         .endm
 
-/* What the directory says of \slot: rbx lowest and rbp end of its data area, r12 lowest and r13 end of its shadow area. A slot that is not
-   in the directory, or that has another identity than its place: unbound. Clobbers rax rcx r10. */
+/* What the directory says of \slot: rbx lowest and r9 end of its data area, r12 lowest and r13 end of its shadow area. A slot that is not
+   in the directory, or that has another identity than its place: unbound. Clobbers rax rcx r10. rbp stays what profilers take it for. */
         .macro BIND slot
         mov     CHUNK(\slot), %eax
         cmp     cfi_stack_published + PUBLISHED_CHUNKS(%rip), %rax
@@ -177,8 +180,8 @@
         mov     %r10, %rbx
         shl     %cl, %rbx
         add     CHUNK_DATA(%rax), %rbx
-        mov     CHUNK_DATA_SPAN(%rax), %rbp
-        add     %rbx, %rbp
+        mov     CHUNK_DATA_SPAN(%rax), %r9
+        add     %rbx, %r9
         mov     %ch, %cl
         mov     %r10, %r12
         shl     %cl, %r12
@@ -198,7 +201,7 @@
         cmp     %rbx, %r14
         jb      .Lunbound
         lea     FRAME + BASE_RECORD(%r14), %rax
-        cmp     %rbp, %rax
+        cmp     %r9, %rax
         ja      .Lunbound
         cmp     %r12, %r15
         jb      .Lunbound
@@ -268,15 +271,18 @@
         cmp     %rdi, %rsi
         je      2f
         BIND    %rsi                    /* of the stack that gets the link */
-        mov     %rbp, %r11
+        mov     %r9, %r11
         BIND    %rdi
         jmp     3f
 2:      BIND    %rdi
-        mov     %rbp, %r11
+        mov     %r9, %r11
 3:      VERIFY_OWN %rdi
         SAVE_CONTEXT %rsi, RESUMER
         lea     F_RBP(%rsp), %rax
         mov     %rax, -BASE_RECORD(%r11)
+        .if \fp
+        movzwl  F_X87(%rsp), %r9d
+        .endif
         CHANGE_SHADOW
         mov     %r14, %rsp
         mov     %rdx, %r10
@@ -403,12 +409,11 @@ cfi_stack_base_return:
         fnstcw  -16(%rsp)
         mov     -8(%rsp), %r8d
         movzwl  -16(%rsp), %r9d
+        .cfi_remember_state
         UNLESS_SHADOW 1f
-        mov     %rbp, %r11
-        .cfi_escape 0x0f, 5, 0x7b, 0, 0x06, 0x23, 16    /* CFA: the same by breg11 (r11) */
         BIND    %rdi
-        sub     $BASE_RECORD, %rbp
-        cmp     %rbp, %rsp              /* the stack that ends is the slot's */
+        sub     $BASE_RECORD, %r9
+        cmp     %r9, %rsp               /* the stack that ends is the slot's */
         jne     .Lunbound
         rdsspq  %rax
         cmp     %rax, %r13              /* nothing is left on its shadow stack */
@@ -416,11 +421,11 @@ cfi_stack_base_return:
         VERIFY_RESUMER %rdi
         sub     $8, %rax
         mov     %rax, OWN + CTX_TOKEN(%rdi)
+        movzwl  -16(%rsp), %r9d
         CHANGE_SHADOW
         POP_SHADOW_PC
         mov     %r14, %rsp
         .cfi_def_cfa %rsp, FRAME
-        .cfi_remember_state
         mov     %rdx, %rax
         LOAD_FRAME 1
         add     $8, %rsp
@@ -430,6 +435,7 @@ cfi_stack_base_return:
         jmp     *%rcx
         .cfi_restore_state
 1:      mov     RESUMER + SP(%rdi), %rsp
+        .cfi_def_cfa %rsp, FRAME
         mov     %rdx, %rax
         LOAD_FRAME 1
         pop     %rcx
@@ -511,7 +517,8 @@ FUNC cfi_stack_switch_to
         mov     %r8, RESUMER + CTX_TOKEN(%rsi)
         mov     F_MXCSR(%rsp), %r8d
         lea     F_RBP(%r11), %rax
-        mov     %rax, -BASE_RECORD(%rbp)
+        mov     %rax, -BASE_RECORD(%r9)
+        movzwl  F_X87(%rsp), %r9d
         CHANGE_SHADOW
         mov     %r14, %rsp
         mov     %rdx, %r10
@@ -563,11 +570,11 @@ FUNC cfi_stack_throw
         cmp     %rdi, %rsi
         je      2f
         BIND    %rsi
-        mov     %rbp, %r11
+        mov     %r9, %r11
         BIND    %rdi
         jmp     3f
 2:      BIND    %rdi
-        mov     %rbp, %r11
+        mov     %r9, %r11
 3:      VERIFY_OWN %rdi
         lea     8(%r15), %rax
         cmp     %r13, %rax
@@ -577,6 +584,7 @@ FUNC cfi_stack_throw
         mov     %rax, -BASE_RECORD(%r11)
         mov     %r8, %r11
         mov     F_MXCSR(%rsp), %r8d
+        movzwl  F_X87(%rsp), %r9d
         CHANGE_SHADOW
         mov     %r14, %rsp
         rdsspq  %rax
@@ -636,11 +644,13 @@ FUNC cfi_stack_cancel
         mov     %rax, OWN + CTX_TOKEN(%rdi)
 1:      incq    OWN + GENERATION(%rdi)
         movq    $0, OWN + SP(%rdi)
+        movzwl  F_X87(%rsp), %r9d
         LOAD_FRAME 1
         ret
         .cfi_restore_state
 .Lunbound:                              /* the slot in question is rdi or rsi */
         and     $-16, %rsp
+        .cfi_adjust_cfa_offset 8
         call    cfi_stack_unbound
         ud2
         .cfi_endproc
@@ -648,40 +658,44 @@ END cfi_stack_cancel
 
 /*
  * The oldest frame of a stack that the inlined switch of src/switch/inlined.rs runs, where no thread has a shadow stack.
- *   in       rdi arg; rsp at entry, data, slot and the base record above them; rbp at the base record
- *   out      to the resumer: rdi what entry returned, rsi 1
- *   stack    calls entry(arg, data, slot) on its own stack; then goes to the frame that the link names
+ *   in       called on the resumer's stack: rdi arg, rdx where this function's address lies, with entry, data and slot above it, r8
+ *            address of the link
+ *   out      to the resumer, by return: rdi what entry returned, rsi 0; rbp kept, all other registers lost
+ *   stack    resumer's: rbp, where the link points; own: calls entry(arg, data, slot)
  *   shadow   none
  *   signs    nothing
- *   unwinds  to that frame: rbp, pc, rbx
+ *   unwinds  to the resumer: rbp, pc and, above them, rbx
  */
 FUNC cfi_stack_first_inlined
         .cfi_startproc
         .cfi_signal_frame
-        .cfi_escape 0x0f, 5, 0x76, 0, 0x06, 0x23, 24    /* CFA: breg6 (rbp) + 0, deref, plus_uconst 24 */
+        .cfi_def_cfa %rsp, 16
         .cfi_offset %rbx, -8
         .cfi_offset %rip, -16
-        .cfi_offset %rbp, -24
         endbr64
+        push    %rbp
+        .cfi_def_cfa_offset 24
+        .cfi_offset %rbp, -24
+        mov     %rsp, (%r8)
+        .cfi_escape 0x0f, 5, 0x78, 0, 0x06, 0x23, 24    /* CFA: breg8 (r8) + 0, deref, plus_uconst 24 */
+        lea     8(%rdx), %rsp
+        mov     %r8, %rbp
+        .cfi_escape 0x0f, 5, 0x76, 0, 0x06, 0x23, 24    /* the same by breg6 (rbp) */
         pop     %rax
         pop     %rsi
-        pop     %rbx
-        mov     %rbx, %rdx
+        pop     %rdx
         call    *%rax
         .globl  cfi_stack_base_return_inlined
         .hidden cfi_stack_base_return_inlined
 cfi_stack_base_return_inlined:
         mov     %rax, %rdi
-        mov     $1, %esi
+        xor     %esi, %esi
         mov     (%rsp), %rsp
         .cfi_def_cfa %rsp, 24
         pop     %rbp
         .cfi_def_cfa_offset 16
         .cfi_restore %rbp
-        pop     %rcx
-        .cfi_def_cfa_offset 8
-        .cfi_register %rip, %rcx
-        jmp     *%rcx
+        ret
         .cfi_endproc
 END cfi_stack_first_inlined
 

@@ -37,7 +37,7 @@ pub(crate) const MODE_SET: u64 = 1 << 63;
 #[cfg_attr(target_arch = "x86_64", repr(C, align(4096)))]
 #[cfg_attr(all(target_arch = "aarch64", not(target_vendor = "apple")), repr(C, align(65536)))]
 #[cfg_attr(all(target_arch = "aarch64", target_vendor = "apple"), repr(C, align(16384)))]
-struct Page {
+pub(crate) struct Page {
     mode: AtomicU64,
     root: AtomicUsize,
     directory: AtomicUsize,
@@ -50,7 +50,7 @@ const _: () = {
 };
 
 #[unsafe(no_mangle)]
-static cfi_stack_published: Page = Page {
+pub(crate) static cfi_stack_published: Page = Page {
     mode: AtomicU64::new(0),
     root: AtomicUsize::new(0),
     directory: AtomicUsize::new(0),

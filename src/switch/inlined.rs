@@ -5,17 +5,22 @@
 //! Everywhere else these are the stubs. Which of the two is decided by the read-only mode word, the same for the life of the process. The
 //! floating-point control registers are not saved: Rust code must not change them.
 //!
+//! A resume *calls* what its stack waits at and a suspend *returns* to it, so that both are predicted like any call; the stack pointer
+//! changes behind the call and before the return.
+//!
 //! ```text
-//!      data area of a suspended stack
-//!      +---------------------------+ top
-//!      | address in first_inlined  |
-//!   B  | the link: resumer's R     |
-//!      | frames                    |
+//!      data area of a suspended stack             resumer's stack while it waits
+//!      +---------------------------+ top          | rbx          |
+//!      | address in first_inlined  |              | pc           | pushed by the call
+//!   B  | the link                  | -----------> | rbp          | R
+//!      | frames                    |              +--------------+
+//!      | rbp                       |
 //!      | rbx                       | the compiler may not spare it
-//!      | pc                        |
-//!   R  | rbp                       | <- own.sp
+//!      | pc                        | <- own.sp
 //!      +---------------------------+
 //! ```
+//! Passed in registers: rdi the word; by a resume rdx own.sp and r8 the address of the link; by a suspend rsi what own.sp is now, 0 when
+//! nothing is left on the stack.
 
 use super::{Entry, Passed};
 use crate::abi::Slot;
@@ -23,11 +28,26 @@ use crate::abi::Slot;
 use crate::published;
 use std::ptr::NonNull;
 
+/// The link lies so many bytes below a stack's top.
+#[cfg(target_arch = "x86_64")]
+const LINK: usize = 16;
+
 /// Whether nothing has to be checked.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn unchecked() -> bool {
-    published::mode() & published::MODE_SHADOW == 0
+    let mode: usize;
+    // SAFETY: reads the mode word, which is set by now and stays. In assembly, because its address is known relative to the code, which the
+    // compiler does not rely on for a symbol of another crate.
+    unsafe {
+        std::arch::asm!(
+            "mov {mode}, [rip + {page}]",
+            mode = out(reg) mode,
+            page = sym published::cfi_stack_published,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    mode & published::MODE_SHADOW as usize == 0
 }
 
 /// [`super::prepare`] for the functions here.
@@ -52,8 +72,7 @@ pub(crate) unsafe fn prepare(slot: NonNull<Slot>, entry: Entry, data: usize) {
             top.sub(4).write(data);
             top.sub(5).write(entry as *const () as usize);
             top.sub(6).write(cfi_stack_first_inlined as *const () as usize);
-            top.sub(7).write(top.sub(2).addr());
-            (*pointer).own.sp = top.sub(7).addr();
+            (*pointer).own.sp = top.sub(6).addr();
         }
         return;
     }
@@ -69,32 +88,24 @@ pub(crate) unsafe fn prepare(slot: NonNull<Slot>, entry: Entry, data: usize) {
 pub(crate) unsafe fn resume(slot: NonNull<Slot>, arg: usize) -> Passed {
     #[cfg(target_arch = "x86_64")]
     if unchecked() {
-        let (value, finished): (usize, usize);
-        // SAFETY: own.sp is where `prepare` or `suspend` left three words for just these instructions; what runs there keeps no register
-        // but rbx and rbp for us, and all others are named as lost. It comes back to label 2 with rsp as it was after the pushes.
+        let (value, sp): (usize, usize);
+        // SAFETY: own.sp is where `prepare` or `suspend` left the pc of code that expects just these registers; it comes back behind the call
+        // with rsp as it was and rbp kept. All other registers but rbx are named as lost.
         unsafe {
             std::arch::asm!(
-                "lea rcx, [rip + 2f]",
                 "push rbx",
-                "push rcx",
-                "push rbp",
-                "mov [rdx - 16], rsp", // the link
-                "mov rsp, rax",
-                "pop rbp",
-                "pop rcx",
-                "jmp rcx",
-                "2:",
-                "endbr64",
+                "call [rdx]",
                 "pop rbx",
-                inlateout("rax") (*slot.as_ptr()).own.sp => _,
-                inlateout("rdx") (*slot.as_ptr()).top => _,
+                inlateout("rdx") (*slot.as_ptr()).own.sp => _,
+                inlateout("r8") (*slot.as_ptr()).top - LINK => _,
                 inlateout("rdi") arg => value,
-                lateout("rsi") finished,
+                lateout("rsi") sp,
                 lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _,
                 clobber_abi("sysv64"),
             );
+            (*slot.as_ptr()).own.sp = sp;
         }
-        return Passed { value, finished: finished != 0 };
+        return Passed { value, finished: sp == 0 };
     }
     // SAFETY: the caller's.
     unsafe { super::resume_without_fp_control(slot, arg) }
@@ -109,24 +120,25 @@ pub(crate) unsafe fn suspend(slot: NonNull<Slot>, arg: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
     if unchecked() {
         let value: usize;
-        // SAFETY: the link was written by the resume that this goes back to; it left three words there. As in `resume` for registers.
+        // SAFETY: the link names what this stack's last wake-up left on the resumer's stack: rbp, and the pc of its call. As in `resume` for registers.
         unsafe {
             std::arch::asm!(
                 "lea rcx, [rip + 2f]",
+                "push rbp",
                 "push rbx",
                 "push rcx",
-                "push rbp",
-                "mov [rax], rsp", // own.sp
-                "xor esi, esi",
-                "mov rsp, [rdx - 16]",
+                "mov rsi, rsp",
+                "mov rsp, [rdx]",
                 "pop rbp",
-                "pop rcx",
-                "jmp rcx",
-                "2:",
+                "ret",
+                "2:", // called by the next resume, on its stack
                 "endbr64",
+                "push rbp",
+                "mov [r8], rsp",
+                "lea rsp, [rdx + 8]",
                 "pop rbx",
-                inlateout("rax") &raw mut (*slot.as_ptr()).own.sp => _,
-                inlateout("rdx") (*slot.as_ptr()).top => _,
+                "pop rbp",
+                inlateout("rdx") (*slot.as_ptr()).top - LINK => _,
                 inlateout("rdi") arg => value,
                 lateout("rsi") _,
                 lateout("r12") _, lateout("r13") _, lateout("r14") _, lateout("r15") _,
