@@ -579,8 +579,15 @@ FUNC SYM(cfi_stack_cancel)
 END SYM(cfi_stack_cancel)
 
 /* The slot in question is x0, or x1 or x3. */
+        .cfi_startproc
+        .cfi_signal_frame
+        .cfi_def_cfa_offset FRAME
+        .cfi_offset x29, -FRAME
+        .cfi_offset x30, 8-FRAME
+        CALLEE_SAVES
 LOCAL(unbound):
         bl      SYM(cfi_stack_unbound)
         brk     #BRK_GA
+        .cfi_endproc
 
         ELF_NOTES
