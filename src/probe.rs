@@ -115,7 +115,7 @@ pub mod forced {
     ///
     /// # Safety
     /// See the module.
-    #[inline(never)]
+    #[inline(always)]
     pub unsafe fn resume(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize) -> Passed {
         // SAFETY: the caller's.
         unsafe { switch::resume_through(last, first, arg) }
@@ -125,7 +125,7 @@ pub mod forced {
     ///
     /// # Safety
     /// See the module.
-    #[inline(never)]
+    #[inline(always)]
     pub unsafe fn suspend(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize) -> usize {
         // SAFETY: the caller's.
         unsafe { switch::suspend_through(last, first, arg) }
@@ -135,7 +135,7 @@ pub mod forced {
     ///
     /// # Safety
     /// See the module.
-    #[inline(never)]
+    #[inline(always)]
     pub unsafe fn switch_to(from: NonNull<Slot>, to: NonNull<Slot>, arg: usize) -> usize {
         // SAFETY: the caller's.
         unsafe { switch::switch_to(from, to, arg) }
@@ -145,7 +145,7 @@ pub mod forced {
     ///
     /// # Safety
     /// See the module.
-    #[inline(never)]
+    #[inline(always)]
     pub unsafe fn throw(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize, f: Thrown) -> Passed {
         // SAFETY: the caller's.
         unsafe { switch::throw(last, first, arg, f) }
