@@ -40,9 +40,11 @@ mod walk;
 #[cfg(cfi_stack_native)]
 mod arch;
 #[cfg(cfi_stack_native)]
-pub mod coroutine;
-#[cfg(cfi_stack_native)]
 mod budget;
+#[cfg(cfi_stack_native)]
+pub mod continuation;
+#[cfg(cfi_stack_native)]
+pub mod coroutine;
 #[cfg(cfi_stack_native)]
 mod directory;
 #[cfg(cfi_stack_native)]
