@@ -30,6 +30,8 @@ pub(crate) const MODE_PAC: u64 = 1;
 pub(crate) const MODE_PACGA: u64 = 2;
 /// Mode bit: threads of this process may have a shadow stack; without it no stub asks.
 pub(crate) const MODE_SHADOW: u64 = 4;
+/// Mode bit: growable stacks were made, so that a thread may have managed frames.
+pub(crate) const MODE_MANAGED: u64 = 8;
 /// Mode bit: the mode word was set.
 pub(crate) const MODE_SET: u64 = 1 << 63;
 
@@ -38,6 +40,12 @@ pub(crate) const MODE_SET: u64 = 1 << 63;
 #[cfg_attr(all(target_arch = "aarch64", not(target_vendor = "apple")), repr(C, align(65536)))]
 #[cfg_attr(all(target_arch = "aarch64", target_vendor = "apple"), repr(C, align(16384)))]
 pub(crate) struct Page {
+    fields: Fields,
+}
+
+/// What it holds. A type of its own, since the page that is being made is aligned to the system's pages only.
+#[repr(C)]
+struct Fields {
     mode: AtomicU64,
     root: AtomicUsize,
     directory: AtomicUsize,
@@ -45,16 +53,19 @@ pub(crate) struct Page {
 }
 
 const _: () = {
-    assert!(size_of::<Page>() == PAGE && std::mem::offset_of!(Page, mode) == 0);
-    assert!(std::mem::offset_of!(Page, directory) == 16 && std::mem::offset_of!(Page, entries) == 24);
+    assert!(size_of::<Page>() == PAGE && std::mem::offset_of!(Page, fields) == 0);
+    assert!(std::mem::offset_of!(Fields, mode) == 0);
+    assert!(std::mem::offset_of!(Fields, directory) == 16 && std::mem::offset_of!(Fields, entries) == 24);
 };
 
 #[unsafe(no_mangle)]
 pub(crate) static cfi_stack_published: Page = Page {
-    mode: AtomicU64::new(0),
-    root: AtomicUsize::new(0),
-    directory: AtomicUsize::new(0),
-    entries: AtomicUsize::new(0),
+    fields: Fields {
+        mode: AtomicU64::new(0),
+        root: AtomicUsize::new(0),
+        directory: AtomicUsize::new(0),
+        entries: AtomicUsize::new(0),
+    },
 };
 
 static UPDATE: Mutex<()> = Mutex::new(());
@@ -68,7 +79,7 @@ struct Words {
     entries: usize,
 }
 
-impl Page {
+impl Fields {
     fn words(&self) -> Words {
         Words {
             mode: self.mode.load(Ordering::Relaxed),
@@ -88,27 +99,27 @@ impl Page {
 
 /// The root of the code map: a table's address, or 0.
 pub(crate) fn root() -> usize {
-    cfi_stack_published.root.load(Ordering::Acquire)
+    cfi_stack_published.fields.root.load(Ordering::Acquire)
 }
 
 /// The mode word, 0 before [`set_mode`].
 #[inline]
 pub(crate) fn mode() -> u64 {
-    cfi_stack_published.mode.load(Ordering::Relaxed)
+    cfi_stack_published.fields.mode.load(Ordering::Relaxed)
 }
 
 /// The chunk directory: its address and how many entries can be read there; (0, 0) while there is none.
 #[inline]
 pub(crate) fn directory() -> (usize, usize) {
     // The count first: an address is in place before the first count is, and never changes.
-    let entries = cfi_stack_published.entries.load(Ordering::Acquire);
-    (cfi_stack_published.directory.load(Ordering::Relaxed), entries)
+    let entries = cfi_stack_published.fields.entries.load(Ordering::Acquire);
+    (cfi_stack_published.fields.directory.load(Ordering::Relaxed), entries)
 }
 
 /// Puts a new root in place. On an error the old one stays.
 pub(crate) fn set_root(root: usize) -> Result<(), Error> {
     let _only_one = UPDATE.lock().unwrap_or_else(PoisonError::into_inner);
-    place(Words { root, ..cfi_stack_published.words() })
+    place(Words { root, ..cfi_stack_published.fields.words() })
 }
 
 /// Sets the mode word, once: later calls change nothing.
@@ -117,13 +128,23 @@ pub(crate) fn set_mode(mode: u64) -> Result<(), Error> {
     if self::mode() & MODE_SET != 0 {
         return Ok(());
     }
-    place(Words { mode: mode | MODE_SET, ..cfi_stack_published.words() })
+    place(Words { mode: mode | MODE_SET, ..cfi_stack_published.fields.words() })
+}
+
+/// Notes in the mode word that growable stacks are made.
+pub(crate) fn note_managed() -> Result<(), Error> {
+    if mode() & MODE_MANAGED != 0 {
+        return Ok(());
+    }
+    let _only_one = UPDATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let words = cfi_stack_published.fields.words();
+    place(Words { mode: words.mode | MODE_MANAGED, ..words })
 }
 
 /// Says where the chunk directory lies and how many entries it has. On an error what stood there stays.
 pub(crate) fn set_directory(directory: usize, entries: usize) -> Result<(), Error> {
     let _only_one = UPDATE.lock().unwrap_or_else(PoisonError::into_inner);
-    place(Words { directory, entries, ..cfi_stack_published.words() })
+    place(Words { directory, entries, ..cfi_stack_published.fields.words() })
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -132,7 +153,7 @@ fn failed(errno: nix::Error) -> Error {
 }
 
 /// Ends the process unless the page at `page`, which nobody can write any more, says what was meant.
-fn meant(page: &Page, words: Words) {
+fn meant(page: &Fields, words: Words) {
     if page.words() != words {
         tamper::end(Tampered {
             evidence: "the published page was rewritten while it was made",
@@ -145,8 +166,8 @@ fn meant(page: &Page, words: Words) {
 fn place(words: Words) -> Result<(), Error> {
     const WHAT: &str = "the published page";
     let made = system::map(WHAT, PAGE)?;
-    // SAFETY: the mapping is fresh, writable, aligned to the system's page and as long as a `Page`, which is valid for any content.
-    let page = unsafe { &*std::ptr::with_exposed_provenance::<Page>(made) };
+    // SAFETY: the mapping is fresh, writable, aligned to the system's page and as long as a `Page`, whose fields are valid for any content.
+    let page = unsafe { &*std::ptr::with_exposed_provenance::<Fields>(made) };
     page.write(words);
     system::seal(WHAT, made, PAGE)
         .and_then(|()| {
@@ -166,17 +187,17 @@ fn place(words: Words) -> Result<(), Error> {
     use std::ptr::NonNull;
 
     let page = NonNull::from(&cfi_stack_published).cast();
-    let old = cfi_stack_published.words();
+    let old = cfi_stack_published.fields.words();
     // SAFETY: the page holds nothing but `Page`; every reader of it only reads.
     unsafe {
         mprotect(page, PAGE, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).map_err(failed)?;
-        cfi_stack_published.write(words);
+        cfi_stack_published.fields.write(words);
         if let Err(errno) = mprotect(page, PAGE, ProtFlags::PROT_READ) {
-            cfi_stack_published.write(old);
+            cfi_stack_published.fields.write(old);
             return Err(failed(errno));
         }
     }
-    meant(&cfi_stack_published, words);
+    meant(&cfi_stack_published.fields, words);
     Ok(())
 }
 
