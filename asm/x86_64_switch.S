@@ -660,7 +660,7 @@ END cfi_stack_cancel
  * The oldest frame of a stack that the inlined switch of src/switch/inlined.rs runs, where no thread has a shadow stack.
  *   in       called on the resumer's stack: rdi arg, rdx where this function's address lies, with entry, data and slot above it, r8
  *            address of the link
- *   out      to the resumer, by return: rdi what entry returned, rsi 0; rbp kept, all other registers lost
+ *   out      to the resumer, by return: rdi what entry returned, rsi 1; rbp kept, all other registers lost
  *   stack    resumer's: rbp, where the link points; own: calls entry(arg, data, slot)
  *   shadow   none
  *   signs    nothing
@@ -689,7 +689,7 @@ FUNC cfi_stack_first_inlined
         .hidden cfi_stack_base_return_inlined
 cfi_stack_base_return_inlined:
         mov     %rax, %rdi
-        xor     %esi, %esi
+        mov     $1, %esi                /* FINISHED */
         mov     (%rsp), %rsp
         .cfi_def_cfa %rsp, 24
         pop     %rbp

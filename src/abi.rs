@@ -156,7 +156,7 @@ pub(crate) mod slot_state {
     pub const READY: u32 = 1;
     /// Runs, or waits for a stack that it resumed.
     pub const RUNNING: u32 = 2;
-    /// Suspended.
+    /// Suspended; a coroutine also while it runs, which is seldom worth a store.
     pub const SUSPENDED: u32 = 3;
     /// Finished or cancelled, not yet returned to its pool.
     pub const DONE: u32 = 4;

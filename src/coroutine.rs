@@ -47,7 +47,7 @@ pub use yielder::Yielder;
 use crate::abi::{Slot, slot_state};
 use crate::error::Error;
 use crate::pool::Lease;
-use crate::switch::{Passed, inlined};
+use crate::switch::inlined::{self, At, Left};
 use body::ForcedUnwind;
 use std::any::Any;
 use std::convert::Infallible;
@@ -92,6 +92,10 @@ impl<Yield, Return> CoroutineResult<Yield, Return> {
 pub struct Coroutine<Input, Yield, Return, Stack: stack::Stack = DefaultStack> {
     /// Whose state says where the coroutine is: READY, RUNNING, SUSPENDED or DONE.
     slot: NonNull<Slot>,
+    /// The slot's link.
+    link: usize,
+    /// Where it waits.
+    at: At,
     /// The slot's, where the stack is not a pool's.
     bare: Option<Lease>,
     stack: ManuallyDrop<Stack>,
@@ -233,11 +237,12 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         // SAFETY: whoever has the stack alone may use the slot, and no frames are on it. What `f` borrows is the caller's business.
         unsafe {
             let (entry, data) = body::leave::<Input, Yield, Return, F>(slot, f)?;
-            inlined::prepare(slot, entry, data);
+            let at = inlined::prepare(slot, entry, data);
             (*slot.as_ptr()).created.store(from_ref(Location::caller()).cast_mut(), Ordering::Relaxed);
+            state.store(slot_state::READY, Ordering::Relaxed);
+            let link = inlined::link(slot);
+            Ok(Coroutine { slot, link, at, bare, stack: ManuallyDrop::new(stack), marker: PhantomData })
         }
-        state.store(slot_state::READY, Ordering::Relaxed);
-        Ok(Coroutine { slot, bare, stack: ManuallyDrop::new(stack), marker: PhantomData })
     }
 
     #[inline(always)]
@@ -259,10 +264,9 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
     #[inline]
     #[track_caller]
     pub fn resume(&mut self, input: Input) -> CoroutineResult<Yield, Return> {
-        let state = self.state();
-        if !resumable(state) {
+        if self.done() {
             drop(input);
-            refused(&refusal(state));
+            refused(&Error::Finished);
         }
         self.run(input)
     }
@@ -276,9 +280,8 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
     /// With the coroutine's own panic.
     #[inline]
     pub fn try_resume(&mut self, input: Input) -> Result<CoroutineResult<Yield, Return>, Error> {
-        let state = self.state();
-        if !resumable(state) {
-            return Err(refusal(state));
+        if self.done() {
+            return Err(Error::Finished);
         }
         Ok(self.run(input))
     }
@@ -287,11 +290,10 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
     #[inline(always)]
     fn run(&mut self, input: Input) -> CoroutineResult<Yield, Return> {
         let input = ManuallyDrop::new(input);
-        self.set_state(slot_state::RUNNING);
         // SAFETY: `make` prepared the slot and the state says that it is ready or suspended; self alone uses it, on the thread that made it. The
         // input stays here until the coroutine has taken it.
-        let passed = unsafe { inlined::resume(self.slot, word::send(&input)) };
-        match self.settle(passed) {
+        let left = unsafe { inlined::resume(self.slot, self.link, self.at, word::send(&input)) };
+        match self.settle(left) {
             Ok(result) => result,
             Err(payload) => resume_unwind(payload),
         }
@@ -299,18 +301,26 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
 
     /// What the coroutine passed, once it passes something to its resumer rather than asking for something.
     #[inline(always)]
-    fn settle(&mut self, mut passed: Passed) -> Result<CoroutineResult<Yield, Return>, Box<dyn Any + Send>> {
-        loop {
-            if passed.finished {
-                return self.settle_finished(passed.value).map(CoroutineResult::Return);
-            }
-            if self.state() != slot_state::ASKING {
-                // SAFETY: `Yielder::suspend` sent it and waits.
-                return Ok(CoroutineResult::Yield(unsafe { word::receive(passed.value) }));
-            }
-            // SAFETY: the state says so.
-            passed = unsafe { yielder::granted(self.slot, passed.value) };
+    fn settle(&mut self, left: Left) -> Result<CoroutineResult<Yield, Return>, Box<dyn Any + Send>> {
+        self.at = left.at;
+        if left.at & inlined::ASKING == 0 {
+            // SAFETY: `Yielder::suspend` sent it and waits.
+            return Ok(CoroutineResult::Yield(unsafe { word::receive(left.value) }));
         }
+        if left.at == inlined::FINISHED {
+            return self.settle_finished(left.value).map(CoroutineResult::Return);
+        }
+        self.settle_asking(left)
+    }
+
+    #[cold]
+    fn settle_asking(&mut self, mut left: Left) -> Result<CoroutineResult<Yield, Return>, Box<dyn Any + Send>> {
+        while left.at != inlined::FINISHED && left.at & inlined::ASKING != 0 {
+            self.at = left.at ^ inlined::ASKING;
+            // SAFETY: it waits there, for what it has asked for.
+            left = unsafe { yielder::granted(self.slot, self.link, self.at, left.value) };
+        }
+        self.settle(left)
     }
 
     #[inline(always)]
@@ -332,7 +342,7 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
     /// Whether it is finished: its function returned or panicked, or it was unwound or reset.
     #[inline]
     pub fn done(&self) -> bool {
-        self.state() == slot_state::DONE
+        self.at == inlined::FINISHED
     }
 
     /// Marks the coroutine finished and forgets its frames, or its function if that never ran. No destructor of theirs runs.
@@ -344,6 +354,7 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         if !self.done() {
             // SAFETY: not running, since `&mut self` is exclusive; the rest is the caller's.
             unsafe { inlined::cancel(self.slot) };
+            self.at = inlined::FINISHED;
             self.set_state(slot_state::DONE);
         }
     }
@@ -365,11 +376,11 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         if cfg!(panic = "abort") && self.started() {
             panic!("a suspended coroutine cannot be unwound in a program whose panics abort");
         }
-        while resumable(self.state()) {
+        while !self.done() {
             self.set_state(slot_state::UNWINDING);
             // SAFETY: as in `run`; the coroutine sees the state and takes no input.
-            let passed = unsafe { inlined::resume(self.slot, 0) };
-            match self.settle(passed) {
+            let left = unsafe { inlined::resume(self.slot, self.link, self.at, 0) };
+            match self.settle(left) {
                 Err(payload) if !payload.is::<ForcedUnwind>() => resume_unwind(payload),
                 _ => {}
             }
@@ -389,18 +400,6 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         forget(self);
         stack
     }
-}
-
-/// READY or SUSPENDED.
-#[inline(always)]
-fn resumable(state: u32) -> bool {
-    const { assert!(slot_state::READY == 1 && slot_state::SUSPENDED == 3) }
-    state & !2 == 1
-}
-
-#[cold]
-fn refusal(state: u32) -> Error {
-    if state == slot_state::DONE { Error::Finished } else { Error::Busy }
 }
 
 /// What a coroutine panicked with.

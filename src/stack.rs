@@ -9,6 +9,7 @@ use crate::features::{self, Domain};
 use crate::pac::{RawPc, Signing, Tampered};
 use crate::plan::Plan;
 use crate::policy::Policy;
+use crate::published;
 use crate::relocate::relocate;
 use crate::segment::{Segment, page_size};
 use crate::shadow::ShadowStack;
@@ -88,6 +89,7 @@ impl Stack {
     /// [`Error::Policy`], [`Error::Memory`]; nothing stays mapped.
     pub fn new(thread: &Thread, policy: Policy) -> Result<Stack, Error> {
         policy.validate(page_size())?;
+        published::note_managed()?;
         let identity = IDENTITIES.fetch_add(1, Ordering::Relaxed);
         let generation = 1;
         let segment = Segment::map(policy.initial, policy.guard, identity, generation)?;

@@ -151,11 +151,12 @@ where
                 word::receive::<F>(data)
             }
         };
-        if state.load(Ordering::Relaxed) != slot_state::RUNNING {
+        if state.load(Ordering::Relaxed) == slot_state::UNWINDING {
             // It never began: there is no input.
             drop(function);
             return None;
         }
+        state.store(slot_state::SUSPENDED, Ordering::Relaxed);
         // SAFETY: the first resume sent it.
         let input = unsafe { word::receive::<Input>(arg) };
         Some(function(&Yielder::of(slot), input))

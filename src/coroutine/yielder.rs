@@ -3,7 +3,7 @@
 use super::body::ForcedUnwind;
 use super::word;
 use crate::abi::{Slot, slot_state};
-use crate::switch::{Passed, inlined};
+use crate::switch::inlined::{self, At, Left};
 use crate::thread;
 use std::fmt;
 use std::marker::PhantomData;
@@ -15,9 +15,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Suspends the coroutine that it was given to.
 ///
 /// A reference to it can be copied, but stays on its thread.
-#[repr(transparent)]
 pub struct Yielder<Input, Yield> {
     slot: NonNull<Slot>,
+    /// The slot's link.
+    link: usize,
     marker: PhantomData<fn(Yield) -> Input>,
 }
 
@@ -30,7 +31,7 @@ impl<Input, Yield> fmt::Debug for Yielder<Input, Yield> {
 impl<Input, Yield> Yielder<Input, Yield> {
     #[inline(always)]
     pub(super) fn of(slot: NonNull<Slot>) -> Self {
-        Yielder { slot, marker: PhantomData }
+        Yielder { slot, link: inlined::link(slot), marker: PhantomData }
     }
 
     /// Suspends the coroutine: its `resume` returns `value`. Returns what the next `resume` is given.
@@ -43,6 +44,16 @@ impl<Input, Yield> Yielder<Input, Yield> {
     #[inline]
     #[track_caller]
     pub fn suspend(&self, value: Yield) -> Input {
+        if inlined::unchecked_and_native() && !cfg!(debug_assertions) {
+            let value = ManuallyDrop::new(value);
+            // SAFETY: this is the slot's stack, or one that was resumed from there, which then waits with it. The value stays here until the
+            // resumer has taken it; the input is the resumer's, of this type.
+            return unsafe {
+                let word = inlined::suspend(self.slot, self.link, word::send(&value));
+                unwind_if_told(self.slot);
+                word::receive::<Input>(word)
+            };
+        }
         if !runs_on(self.slot) {
             drop(value);
             elsewhere();
@@ -50,7 +61,7 @@ impl<Input, Yield> Yielder<Input, Yield> {
         let value = ManuallyDrop::new(value);
         // SAFETY: this is the slot's stack. The value stays here until the resumer has taken it; the input is the resumer's, of this type.
         unsafe {
-            let word = suspend(self.slot, word::send(&value));
+            let word = suspend(self.slot, self.link, word::send(&value));
             word::receive::<Input>(word)
         }
     }
@@ -74,7 +85,7 @@ impl<Input, Yield> Yielder<Input, Yield> {
         // SAFETY: this is the slot's stack. The resumer comes back as soon as it has granted the wish, which stays here until then.
         unsafe {
             state_of(self.slot).store(slot_state::ASKING, Ordering::Relaxed);
-            inlined::suspend(self.slot, (&raw mut wish).expose_provenance());
+            inlined::suspend_asking(self.slot, self.link, (&raw mut wish).expose_provenance());
         }
         match wish.result {
             Some(Ok(result)) => result,
@@ -105,15 +116,15 @@ unsafe fn grant<F: FnOnce() -> R, R>(wish: *mut ()) {
 /// Grants the wish at `word` and lets the coroutine go on.
 ///
 /// # Safety
-/// The coroutine of `slot` has suspended itself with [`slot_state::ASKING`] and passed `word`.
+/// The coroutine of `slot` has suspended itself by [`inlined::suspend_asking`], passed `word` and waits at `at`.
 #[cold]
-pub(super) unsafe fn granted(slot: NonNull<Slot>, word: usize) -> Passed {
+pub(super) unsafe fn granted(slot: NonNull<Slot>, link: usize, at: At, word: usize) -> Left {
     // SAFETY: the wish lies in a frame that waits for this; it begins with the function, which knows its type.
     unsafe {
         let wish = std::ptr::with_exposed_provenance_mut::<()>(word);
         wish.cast::<unsafe fn(*mut ())>().read()(wish);
-        state_of(slot).store(slot_state::RUNNING, Ordering::Relaxed);
-        inlined::resume(slot, 0)
+        state_of(slot).store(slot_state::SUSPENDED, Ordering::Relaxed);
+        inlined::resume(slot, link, at, 0)
     }
 }
 
@@ -156,19 +167,15 @@ fn elsewhere() -> ! {
 /// # Safety
 /// The caller runs on the slot's stack.
 #[inline(always)]
-unsafe fn suspend(slot: NonNull<Slot>, word: usize) -> usize {
+unsafe fn suspend(slot: NonNull<Slot>, link: usize, word: usize) -> usize {
     if thread::in_managed_code() {
         // SAFETY: the caller's.
-        return unsafe { suspend_managed(slot, word) };
+        return unsafe { suspend_managed(slot, link, word) };
     }
-    // SAFETY: the caller's; the slot is leased while its coroutine has frames.
+    // SAFETY: the caller's.
     unsafe {
-        let state = state_of(slot);
-        state.store(slot_state::SUSPENDED, Ordering::Relaxed);
-        let word = inlined::suspend(slot, word);
-        if state.load(Ordering::Relaxed) != slot_state::RUNNING {
-            unwind(state);
-        }
+        let word = inlined::suspend(slot, link, word);
+        unwind_if_told(slot);
         word
     }
 }
@@ -176,26 +183,35 @@ unsafe fn suspend(slot: NonNull<Slot>, word: usize) -> usize {
 /// [`suspend`] where frames of this thread wait for managed code, perhaps of this stack.
 #[cold]
 #[inline(never)]
-unsafe fn suspend_managed(slot: NonNull<Slot>, word: usize) -> usize {
+unsafe fn suspend_managed(slot: NonNull<Slot>, link: usize, word: usize) -> usize {
     // SAFETY: as in `suspend`; the records of this stack's frames are gone from the thread while those frames are.
     unsafe {
-        let state = state_of(slot);
         let detached = thread::Detached::of_stack((*slot.as_ptr()).base, (*slot.as_ptr()).top);
-        state.store(slot_state::SUSPENDED, Ordering::Relaxed);
-        let word = inlined::suspend(slot, word);
+        let word = inlined::suspend(slot, link, word);
         if let Some(detached) = detached {
             detached.attach();
         }
-        if state.load(Ordering::Relaxed) != slot_state::RUNNING {
-            unwind(state);
-        }
+        unwind_if_told(slot);
         word
+    }
+}
+
+/// Behind a suspension: unwinds when that is what the resumer wants.
+///
+/// # Safety
+/// The slot is leased.
+#[inline(always)]
+unsafe fn unwind_if_told(slot: NonNull<Slot>) {
+    // SAFETY: the caller's.
+    let state = unsafe { state_of(slot) };
+    if state.load(Ordering::Relaxed) == slot_state::UNWINDING {
+        unwind(state);
     }
 }
 
 #[cold]
 #[inline(never)]
 fn unwind(state: &AtomicU32) -> ! {
-    state.store(slot_state::RUNNING, Ordering::Relaxed);
+    state.store(slot_state::SUSPENDED, Ordering::Relaxed);
     resume_unwind(Box::new(ForcedUnwind))
 }
