@@ -289,8 +289,9 @@ LOCAL(same_fpcr\@):
  *
  * Makes a stack that runs entry(arg, data, slot) when it is first resumed.
  *   in       x0 slot, with nothing on its stack; x1 entry; x2 data
- *   clobbers x3-x9 x15-x17
- *   stack    a leaf; writes the base record and a saved frame below the slot's top
+ *   clobbers x3-x9 x12 x15-x17
+ *   stack    a leaf; writes the base record and a saved frame below the top of the slot's data area; where contexts are sealed the
+ *            directory says where that is: none is sealed for another's stack
  *   shadow   none; the slot's is empty with its token on top
  *   signs    the slot's own context, with entry, data and slot, by a PACGA chain, from registers
  */
@@ -299,7 +300,10 @@ FUNC SYM(cfi_stack_prepare)
         hint    #34                     /* bti c */
         MODE    x15
         ldr     x3, [x0, #TOP]
-        sub     x3, x3, #BASE_RECORD
+        tbz     x15, #MODE_PACGA_BIT, 3f
+        BIND    x0
+        mov     x3, x5
+3:      sub     x3, x3, #BASE_RECORD
         adr     x4, LOCAL(base_return)
         stp     xzr, x4, [x3]
         sub     x9, x3, #FRAME

@@ -161,9 +161,10 @@
         jz      \plain
         .endm
 
-/* What the directory says of \slot: rbx lowest and r9 end of its data area, r12 lowest and r13 end of its shadow area. A slot that is not
-   in the directory, or that has another identity than its place: unbound. Clobbers rax rcx r10. rbp stays what profilers take it for. */
-        .macro BIND slot
+/* What the directory says of \slot: \low lowest and \top end of its data area, \shadow lowest and \shadow_top end of its shadow area. A slot
+   that is not in the directory, or that has another identity than its place: unbound. Clobbers rax rcx r10. rbp stays what profilers take
+   it for. */
+        .macro BIND slot, low=%rbx, top=%r9, shadow=%r12, shadow_top=%r13
         mov     CHUNK(\slot), %eax
         cmp     cfi_stack_published + PUBLISHED_CHUNKS(%rip), %rax
         jae     .Lunbound
@@ -177,17 +178,17 @@
         jnz     .Lunbound
         shr     $7, %r10
         movzwl  CHUNK_SHIFTS(%rax), %ecx
-        mov     %r10, %rbx
-        shl     %cl, %rbx
-        add     CHUNK_DATA(%rax), %rbx
-        mov     CHUNK_DATA_SPAN(%rax), %r9
-        add     %rbx, %r9
+        mov     %r10, \low
+        shl     %cl, \low
+        add     CHUNK_DATA(%rax), \low
+        mov     CHUNK_DATA_SPAN(%rax), \top
+        add     \low, \top
         mov     %ch, %cl
-        mov     %r10, %r12
-        shl     %cl, %r12
-        add     CHUNK_SHADOW(%rax), %r12
-        mov     CHUNK_SHADOW_SPAN(%rax), %r13
-        add     %r12, %r13
+        mov     %r10, \shadow
+        shl     %cl, \shadow
+        add     CHUNK_SHADOW(%rax), \shadow
+        mov     CHUNK_SHADOW_SPAN(%rax), \shadow_top
+        add     \shadow, \shadow_top
         add     CHUNK_IDENTITY(%rax), %r10
         cmp     IDENTITY(\slot), %r10
         jne     .Lunbound
@@ -339,16 +340,21 @@
  *
  * Makes a stack that runs entry(arg, data, slot) when it is first resumed.
  *   in       rdi slot, with nothing on its stack; rsi entry; rdx data
- *   clobbers rax rcx
- *   stack    a leaf; writes the base record and a saved frame below the slot's top
+ *   clobbers rax rcx r8-r11
+ *   stack    a leaf; writes the base record and a saved frame below the top of the slot's data area; with a shadow stack the
+ *            directory says where that is: nothing is written to another's
  *   shadow   none; the slot's is empty with its token on top
  *   signs    nothing
  */
 FUNC cfi_stack_prepare
         .cfi_startproc
         endbr64
-        mov     TOP(%rdi), %rax
-        movq    $0, -BASE_RECORD(%rax)
+        UNLESS_SHADOW 2f
+        BIND    %rdi, %r8, %r9, %r8, %r11
+        mov     %r9, %rax
+        jmp     3f
+2:      mov     TOP(%rdi), %rax
+3:      movq    $0, -BASE_RECORD(%rax)
         lea     cfi_stack_base_return(%rip), %rcx
         mov     %rcx, 8 - BASE_RECORD(%rax)
         sub     $BASE_RECORD, %rax
