@@ -49,11 +49,17 @@ impl<Input, Yield> Yielder<Input, Yield> {
             // SAFETY: this is the slot's stack, or one that was resumed from there, which then waits with it. The value stays here until the
             // resumer has taken it; the input is the resumer's, of this type.
             return unsafe {
-                let word = inlined::suspend(self.slot, self.link, word::send(&value));
+                let word = inlined::suspend_unchecked(self.slot, self.link, word::send(&value));
                 unwind_if_told(self.slot);
                 word::receive::<Input>(word)
             };
         }
+        self.suspend_checked(value)
+    }
+
+    #[inline(never)]
+    #[track_caller]
+    fn suspend_checked(&self, value: Yield) -> Input {
         if !runs_on(self.slot) {
             drop(value);
             elsewhere();

@@ -202,11 +202,29 @@ macro_rules! suspend {
     }};
 }
 
+/// [`suspend`] where nothing has to be checked.
+///
+/// # Safety
+/// [`unchecked_and_native`] says so. The caller runs on the stack of `slot`, or on one that was resumed from there, which is suspended with it then;
+/// it was prepared and resumed here; `link` is its [`link`].
+#[inline(always)]
+pub(crate) unsafe fn suspend_unchecked(slot: NonNull<Slot>, link: usize, arg: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    let _ = slot;
+    // SAFETY: as in `suspend`.
+    #[cfg(target_arch = "x86_64")]
+    return unsafe { suspend!(link, arg, "") };
+    // SAFETY: the caller's.
+    #[cfg(not(target_arch = "x86_64"))]
+    unsafe {
+        suspend(slot, link, arg)
+    }
+}
+
 /// [`super::suspend`], inlined where that is sound.
 ///
 /// # Safety
-/// The caller runs on `slot`'s stack, or, where [`unchecked_and_native`], on one that was resumed from there; it was prepared and resumed here;
-/// `link` is its [`link`].
+/// The caller runs on `slot`'s stack, which was prepared and resumed here; `link` is its [`link`].
 #[inline(always)]
 pub(crate) unsafe fn suspend(slot: NonNull<Slot>, link: usize, arg: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
