@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::pac::Tampered;
 use crate::{published, system, tamper};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Bytes of an entry.
@@ -56,9 +56,10 @@ pub(crate) struct Entry {
     pub shadow_shift: u8,
     /// Which lists its stacks belong to (`slab::Shape`). The stubs do not look at it.
     pub class: u8,
-    /// Logarithm of the guard's bytes; 0 without a guard. The stubs do not look at it.
-    pub guard_shift: u8,
-    pub rest: [u8; 4],
+    /// 0
+    pub rest: u8,
+    /// Bytes of the guard that each data area begins with. The stubs do not look at it.
+    pub guard: u32,
     /// Identity of slot 0.
     pub identity_base: u64,
 }
@@ -88,8 +89,8 @@ pub(crate) struct Place {
     data_shift: AtomicU8,
     shadow_shift: AtomicU8,
     class: AtomicU8,
-    guard_shift: AtomicU8,
-    rest: [AtomicU8; 4],
+    rest: AtomicU8,
+    guard: AtomicU32,
     identity_base: AtomicU64,
 }
 
@@ -123,8 +124,8 @@ impl Place {
             data_shift: self.data_shift.load(Ordering::Relaxed),
             shadow_shift: self.shadow_shift.load(Ordering::Relaxed),
             class: self.class.load(Ordering::Relaxed),
-            guard_shift: self.guard_shift.load(Ordering::Relaxed),
-            rest: [0; 4],
+            rest: self.rest.load(Ordering::Relaxed),
+            guard: self.guard.load(Ordering::Relaxed),
             identity_base: self.identity_base.load(Ordering::Relaxed),
         }
     }
@@ -141,8 +142,6 @@ impl Place {
     #[inline(always)]
     pub fn bound(&self, index: usize) -> Bound {
         let area = self.data_base.load(Ordering::Relaxed) + (index << (self.data_shift.load(Ordering::Relaxed) & 63));
-        // No guard is one byte long: 0 says that there is none.
-        let guard = (1_usize << (self.guard_shift.load(Ordering::Relaxed) & 63)) & !1;
         let shadow_top = match self.shadow_span.load(Ordering::Relaxed) {
             0 => 0,
             span => {
@@ -151,7 +150,7 @@ impl Place {
             }
         };
         Bound {
-            base: area + guard,
+            base: area + self.guard.load(Ordering::Relaxed) as usize,
             top: area + self.data_span.load(Ordering::Relaxed),
             shadow_top,
             identity: self.identity_base.load(Ordering::Relaxed) + index as u64,
@@ -371,8 +370,8 @@ mod tests {
             data_shift: 13,
             shadow_shift: 13,
             class: 12,
-            guard_shift: 12,
-            rest: [0; 4],
+            rest: 0,
+            guard: 1 << 12,
             identity_base: 7,
         };
         // SAFETY: the two have the same layout, and atomics may hold any value.

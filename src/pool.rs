@@ -307,14 +307,19 @@ fn lied(slot: *mut Slot, evidence: &'static str) -> ! {
 /// A stack of a slab class, with a shadow stack if this thread has one: out of this thread's cache.
 #[inline(always)]
 fn take(class: u8) -> Result<Lease, Error> {
-    CACHE.with(|cache| {
+    // An address alone goes through here: a whole `Result` would go through memory.
+    let slot = CACHE.with(|cache| {
         let class = class | cache.flag.get();
-        let Some(list) = cache.lists.get(usize::from(class)) else { return reserve::refill(cache, class) };
-        let Some(slot) = NonNull::new(list.head.get()) else { return reserve::refill(cache, class) };
+        let list = cache.lists.get(usize::from(class))?;
+        let slot = NonNull::new(list.head.get())?;
         list.head.set(verified(slot.as_ptr(), class));
         list.room.set(list.room.get().wrapping_add(1));
-        Ok(hand_out(slot))
-    })
+        Some(slot)
+    });
+    match slot {
+        Some(slot) => Ok(hand_out(slot)),
+        None => reserve::refill(class),
+    }
 }
 
 /// Leases a slot that [`verified`] has looked at and that is on no list any more.

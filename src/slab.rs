@@ -247,7 +247,7 @@ impl Shape {
             data_shift: self.data_shift() as u8,
             shadow_shift: self.shadow_shift() as u8,
             class: self.class,
-            guard_shift: if self.guard == 0 { 0 } else { self.guard.trailing_zeros() as u8 },
+            guard: self.guard as u32,
             identity_base: IDENTITIES.fetch_add(count as u64, Ordering::Relaxed),
             ..Entry::default()
         }

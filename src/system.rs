@@ -1,7 +1,7 @@
 //! What the pools ask of the operating system, call by call: each can be made to fail by a test.
 
 use crate::error::Error;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 /// Size of a page, in bytes.
 #[inline(always)]
@@ -36,8 +36,11 @@ pub(crate) fn page_shift() -> u32 {
 
 /// Guards that have cost a mapping, because the kernel has no cheaper ones: no access, or a hole below a shadow stack.
 pub(crate) static GUARD_MAPPINGS: AtomicUsize = AtomicUsize::new(0);
-/// The kernel has `MADV_GUARD_INSTALL`, as far as is known.
-static CHEAP_GUARDS: AtomicBool = AtomicBool::new(cfg!(target_os = "linux"));
+/// Whether the kernel has guards that split no mapping, as far as is known.
+static CHEAP_GUARDS: AtomicU8 = AtomicU8::new(if cfg!(target_os = "linux") { UNKNOWN } else { NO });
+const UNKNOWN: u8 = 0;
+const YES: u8 = 1;
+const NO: u8 = 2;
 
 /// `MADV_GUARD_INSTALL` (Linux 6.13).
 #[cfg(target_os = "linux")]
@@ -213,17 +216,32 @@ pub(crate) fn cheap_guard(what: &'static str, address: usize, bytes: usize) -> R
     if !cheap_guards() {
         return Ok(false);
     }
+    let place = std::ptr::with_exposed_provenance_mut::<libc::c_void>(address);
     // SAFETY: the callers own the range, and nothing is in it.
-    if unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(address), bytes, MADV_GUARD_INSTALL) } == 0 {
-        return Ok(true);
+    if unsafe { libc::madvise(place, bytes, MADV_GUARD_INSTALL) } == 0 {
+        if CHEAP_GUARDS.load(Ordering::Relaxed) == UNKNOWN {
+            CHEAP_GUARDS.store(if refuses(place) { YES } else { NO }, Ordering::Relaxed);
+        }
+        return Ok(cheap_guards());
     }
     let error = refused(what, bytes);
     if !matches!(error, Error::Memory { errno: libc::EINVAL, .. }) {
         return Err(error);
     }
     // A locked mapping (`mlockall`) refuses too: that is the one's own matter.
-    CHEAP_GUARDS.store(guards_work(), Ordering::Relaxed);
+    if !guards_known() {
+        CHEAP_GUARDS.store(NO, Ordering::Relaxed);
+    }
     Ok(false)
+}
+
+/// Whether a page is really a guard. QEMU's user mode takes advice that it does not know for done.
+#[cfg(target_os = "linux")]
+fn refuses(page: *mut libc::c_void) -> bool {
+    /// `MADV_POPULATE_READ` (Linux 5.14): EFAULT at a guard.
+    const MADV_POPULATE_READ: libc::c_int = 22;
+    // SAFETY: the page is the caller's.
+    unsafe { libc::madvise(page, page_size(), MADV_POPULATE_READ) != 0 }
 }
 
 /// There are none here.
@@ -234,14 +252,14 @@ pub(crate) fn cheap_guard(what: &'static str, _: usize, bytes: usize) -> Result<
 
 /// Whether the kernel knows the advice at all: an empty range asks that and nothing else (madvise(2)).
 #[cfg(target_os = "linux")]
-fn guards_work() -> bool {
+fn guards_known() -> bool {
     // SAFETY: advice on no byte.
     unsafe { libc::madvise(std::ptr::null_mut(), 0, MADV_GUARD_INSTALL) == 0 }
 }
 
-/// Whether guards cost no mapping.
+/// Whether guards cost no mapping, as far as is known.
 pub(crate) fn cheap_guards() -> bool {
-    CHEAP_GUARDS.load(Ordering::Relaxed)
+    CHEAP_GUARDS.load(Ordering::Relaxed) != NO
 }
 
 /// Puts something inaccessible in the place of part of a mapping of any kind.

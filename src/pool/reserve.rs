@@ -232,28 +232,39 @@ fn reserve(class: u8) -> MutexGuard<'static, Reserve> {
 /// Leases a stack of a class of which this thread keeps none, and gets it some to keep.
 #[cold]
 #[inline(never)]
-pub(super) fn refill(cache: &Cache, class: u8) -> Result<Lease, Error> {
-    cache.open();
-    let class = class | cache.flag.get();
-    let Some(list) = cache.lists.get(usize::from(class)) else {
-        return Err(Error::Size { bytes: 0, rule: "there is no such class of stacks" });
-    };
-    let wanted = (list.room.get() as usize / 2).clamp(1, Batch::ROOM);
-    let mut batch = Batch::default();
-    {
-        let mut reserve = reserve(class);
-        while batch.count < wanted {
-            let Some(slot) = reserve.warm.pop(class).or_else(|| reserve.cold.pop(class)) else { break };
-            batch.push(slot);
+pub(super) fn refill(class: u8) -> Result<Lease, Error> {
+    CACHE.with(|cache| cache.refill(class)).map(hand_out)
+}
+
+impl Cache {
+    /// Takes slots of a class from the reserve: one that is said, and others for the list.
+    fn refill(&self, class: u8) -> Result<NonNull<Slot>, Error> {
+        self.open();
+        let class = class | self.flag.get();
+        let Some(list) = self.lists.get(usize::from(class)) else {
+            return Err(Error::Size { bytes: 0, rule: "there is no such class of stacks" });
+        };
+        // The first call of a thread comes here with whatever it was given back before.
+        if let Some(slot) = list.pop(class) {
+            return Ok(slot);
         }
-        if batch.count == 0 {
-            reserve.make(&Shape::of_class(class), &mut batch, wanted)?;
+        let wanted = (list.room.get() as usize / 2).clamp(1, Batch::ROOM);
+        let mut batch = Batch::default();
+        {
+            let mut reserve = reserve(class);
+            while batch.count < wanted {
+                let Some(slot) = reserve.warm.pop(class).or_else(|| reserve.cold.pop(class)) else { break };
+                batch.push(slot);
+            }
+            if batch.count == 0 {
+                reserve.make(&Shape::of_class(class), &mut batch, wanted)?;
+            }
         }
+        let mut slots = batch.iter();
+        let Some(first) = slots.next() else { return Err(Error::Slot("none was made")) };
+        slots.for_each(|slot| list.push(slot));
+        Ok(first)
     }
-    let mut slots = batch.iter();
-    let Some(first) = slots.next() else { return Err(Error::Slot("none was made")) };
-    slots.for_each(|slot| list.push(slot));
-    Ok(hand_out(first))
 }
 
 /// Gives a stack back that does not go into this thread's cache as it is: half of a full list goes to the reserve with it. The
