@@ -298,6 +298,13 @@ pub fn set_budget(bytes: usize) {
     }
 }
 
+/// Makes the calls of the operating system that the pools make for this thread fail from the `n`th on, counted from 0, as if memory had
+/// run out; `None`: none of them. For tests of what a program does then.
+#[cfg(feature = "steps")]
+pub fn fail_calls_from(n: Option<usize>) {
+    system::injection::fail_from(n);
+}
+
 #[cold]
 #[inline(never)]
 fn lied(slot: *mut Slot, evidence: &'static str) -> ! {

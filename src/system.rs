@@ -46,28 +46,23 @@ const NO: u8 = 2;
 #[cfg(target_os = "linux")]
 const MADV_GUARD_INSTALL: libc::c_int = 102;
 
-/// Calls that still succeed, then one fails; negative: none fails. A test's own thread alone.
+/// Failures that a test asks for, on its own thread alone.
 #[cfg(any(test, feature = "steps"))]
 pub(crate) mod injection {
     use std::cell::Cell;
     thread_local! {
-        static LEFT: Cell<i64> = const { Cell::new(-1) };
+        static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
     }
 
-    /// Makes the `n`th call from now on fail once, counted from 0.
-    pub(crate) fn fail_after(n: i64) {
+    /// Makes every call fail from the `n`th on, counted from 0; `None`: none.
+    pub(crate) fn fail_from(n: Option<usize>) {
         LEFT.set(n);
-    }
-
-    /// Whether the call that was to fail has come.
-    pub(crate) fn came() -> bool {
-        LEFT.get() < 0
     }
 
     pub(super) fn fails() -> bool {
         let left = LEFT.get();
-        LEFT.set((left - 1).max(-1));
-        left == 0
+        LEFT.set(left.map(|left| left.saturating_sub(1)));
+        left == Some(0)
     }
 }
 

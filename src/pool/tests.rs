@@ -233,9 +233,9 @@ fn a_quota_goes_down_with_its_leases() {
     unsafe { release_raw(raw.as_ptr()) }.unwrap();
     assert_eq!((quota.stacks(), quota.bytes()), (0, 0));
     assert!(matches!(lease_for(&quota, 0), Err(Error::Size { .. })));
-    injection::fail_after(0);
+    injection::fail_from(Some(0));
     assert!(matches!(lease_for(&quota, 16 << 20), Err(Error::Memory { .. })));
-    injection::fail_after(-1);
+    injection::fail_from(None);
     assert_eq!((quota.stacks(), quota.bytes()), (0, 0));
 }
 
@@ -306,45 +306,6 @@ fn a_lying_free_list_ends_the_process() {
     });
     assert!(abort(end), "bounds: {end:#x}");
     assert_eq!(end_of(|| release(live.slot().as_ptr())), 0, "the control");
-}
-
-/// Rounds of failure injection. Emulated CPUs go through fewer.
-fn rounds() -> usize {
-    if std::env::var_os("QUICKCHECK_TESTS").is_some() { 1_000 } else { 100_000 }
-}
-
-/// Mappings and, in pages, resident memory.
-fn footprint() -> (usize, usize) {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default().lines().count();
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    (maps, statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0))
-}
-
-/// Run by itself (tests/pool_failures.rs does): what other tests map would be counted.
-#[test]
-#[ignore = "counts the mappings of the process: tests/pool_failures.rs is its public face"]
-fn every_call_that_fails_leaves_nothing_behind() {
-    let shapes = [plain(system::page_shift()), plain(SMALLEST), plain(LARGEST)];
-    let attempts: [&dyn Fn() -> Result<u32, Error>; 4] = [
-        &|| Chunk::map(&shapes[0], usize::MAX >> 32).map(|chunk| chunk.index),
-        &|| Chunk::map(&shapes[1], 0).map(|chunk| chunk.index),
-        &|| Chunk::map(&shapes[2], 0).map(|chunk| chunk.index),
-        // SAFETY: just made.
-        &|| map_single(&Shape::large(2 << 20, false), None).map(|slot| unsafe { slot.as_ref() }.chunk),
-    ];
-    let mut before = (0, 0);
-    for round in 0..rounds() {
-        if round == 1_000.min(rounds() / 2) {
-            before = footprint();
-        }
-        injection::fail_after(i64::try_from(round / 4 % 3).unwrap());
-        let result = attempts[round % 4]();
-        let came = injection::came();
-        injection::fail_after(-1);
-        assert!(!came || matches!(result, Err(Error::Memory { .. }) | Ok(_)), "{result:?}");
-    }
-    let after = footprint();
-    assert!(after.0 <= before.0 + 4 && after.1 <= before.1 + 256, "{before:?} {after:?}");
 }
 
 /// Adjacent shadow stacks on a kernel that has them: one mapping, a token in each, a guard below each, and each only once.
