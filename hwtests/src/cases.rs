@@ -5,6 +5,9 @@ mod destination;
 mod failure_injection;
 mod frame_chain;
 mod limit_forged;
+mod metadata_pooled;
+mod metadata_records;
+mod metadata_slots;
 mod overflow;
 mod plan_rewritten;
 mod return_addresses;
@@ -50,6 +53,11 @@ pub const ATTACKS: &[Case] = &[
         id: "A28",
         title: "a failure is injected at every step of a migration, memory runs out",
         run: failure_injection::every_step,
+    },
+    Case {
+        id: "A29",
+        title: "a slot's words, who waits for a running stack, and a segment's record are rewritten",
+        run: metadata_slots::all,
     },
     Case { id: "A30", title: "the limit word is forged, then managed code recurses", run: limit_forged::forged },
     Case { id: "A38", title: "a plain store to the stack's shadow stack", run: shadow_store::plain_store },

@@ -400,6 +400,14 @@ pub fn inside(body: impl FnOnce() -> Verdict) -> ! {
     unsafe { libc::_exit(ENDED) }
 }
 
+/// Ends the child with this code, wherever in it this is called: where its body cannot come to its end.
+pub fn end(code: Code) -> ! {
+    page().verdict.store(code as u8 + 1, Relaxed);
+    look_again(&page().canary);
+    // SAFETY: ends the process without what `exit` would run.
+    unsafe { libc::_exit(ENDED) }
+}
+
 fn wait(child: i32, reader: OwnedFd, limit: Duration) -> (String, How) {
     let mut output = Vec::new();
     let mut file = File::from(reader);
