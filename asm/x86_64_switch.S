@@ -670,23 +670,21 @@ END cfi_stack_cancel
  *   stack    resumer's: rbp, where the link points; own: calls entry(arg, data, slot)
  *   shadow   none
  *   signs    nothing
- *   unwinds  to the resumer: rbp, pc and, above them, rbx
+ *   unwinds  to the resumer: pc, rbp and, below them, rbx
  */
 FUNC cfi_stack_first_inlined
         .cfi_startproc
         .cfi_signal_frame
-        .cfi_def_cfa %rsp, 16
-        .cfi_offset %rbx, -8
-        .cfi_offset %rip, -16
+        .cfi_offset %rbx, -24
         endbr64
         push    %rbp
-        .cfi_def_cfa_offset 24
-        .cfi_offset %rbp, -24
+        .cfi_def_cfa_offset 16
+        .cfi_offset %rbp, -16
         mov     %rsp, (%r8)
-        .cfi_escape 0x0f, 5, 0x78, 0, 0x06, 0x23, 24    /* CFA: breg8 (r8) + 0, deref, plus_uconst 24 */
+        .cfi_escape 0x0f, 5, 0x78, 0, 0x06, 0x23, 16    /* CFA: breg8 (r8) + 0, deref, plus_uconst 16 */
         lea     8(%rdx), %rsp
         mov     %r8, %rbp
-        .cfi_escape 0x0f, 5, 0x76, 0, 0x06, 0x23, 24    /* the same by breg6 (rbp) */
+        .cfi_escape 0x0f, 5, 0x76, 0, 0x06, 0x23, 16    /* the same by breg6 (rbp) */
         pop     %rax
         pop     %rsi
         pop     %rdx
@@ -697,9 +695,9 @@ cfi_stack_base_return_inlined:
         mov     %rax, %rdi
         mov     $1, %esi                /* FINISHED */
         mov     (%rsp), %rsp
-        .cfi_def_cfa %rsp, 24
+        .cfi_def_cfa %rsp, 16
         pop     %rbp
-        .cfi_def_cfa_offset 16
+        .cfi_def_cfa_offset 8
         .cfi_restore %rbp
         ret
         .cfi_endproc

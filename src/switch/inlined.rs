@@ -10,15 +10,18 @@
 //!
 //! ```text
 //!      data area of a suspended stack             resumer's stack while it waits
-//!      +---------------------------+ top          | rbx          |
+//!      +---------------------------+ top          | frames       |
 //!      | address in first_inlined  |              | pc           | pushed by the call
 //!   B  | the link                  | -----------> | rbp          | R
 //!      | frames                    |              +--------------+
-//!      | rbp                       |
+//!      | rbp                       |              | rbx          | in the red zone
 //!      | rbx                       | the compiler may not spare it
 //!      | pc                        | <- `at`
 //!      +---------------------------+
 //! ```
+//! At its call the resumer's stack pointer is where the tables of its function say: gdb and lldb do not agree on what a push would have
+//! made of it.
+//!
 //! Passed in registers: rdi the word; by a resume rdx where the stack waits and r8 the address of the link; by a suspend rsi where it waits
 //! now. Whoever resumes a stack keeps that, so that it need not go through memory.
 
@@ -133,12 +136,13 @@ pub(crate) unsafe fn resume(slot: NonNull<Slot>, link: usize, at: At, arg: usize
     if unchecked() {
         let (value, at_now): (usize, usize);
         // SAFETY: `at` is where `prepare` or `suspend` left the pc of code that expects just these registers; it comes back behind the call
-        // with rsp as it was and rbp kept. All other registers but rbx are named as lost.
+        // with rsp as it was and rbp kept. All other registers but rbx are named as lost. rbx waits in the red zone, below what the callee
+        // pushes: nobody runs on this stack before that is popped.
         unsafe {
             std::arch::asm!(
-                "push rbx",
+                "mov [rsp - 24], rbx",
                 "call [rdx]",
-                "pop rbx",
+                "mov rbx, [rsp - 24]",
                 inlateout("rdx") at => _,
                 inlateout("r8") link => _,
                 inlateout("rdi") arg => value,
