@@ -1,8 +1,9 @@
 //! Stacks that switch, grow and move while control-flow integrity stays whole.
 //!
-//! An engine links this library to own the stacks that its managed code runs on. A stack starts at one page and grows by
-//! moving all its frames to a larger segment. Return addresses signed by arm64 pointer authentication are
-//! authenticated and signed again for their new place; a shadow stack (x86 SHSTK, arm64 GCS) is never written.
+//! Two kinds of stacks. *Pooled* ones hold any code; [`coroutine`], [`continuation`] and `future` switch between them. What a suspended one leaves in
+//! memory is sealed on arm64, and bound to its shadow stack (x86 SHSTK, arm64 GCS) where there is one. *Growable* ones ([`Stack`]) hold an
+//! engine's managed code: they start at one page and grow by moving all their frames to a larger segment. Return addresses signed by
+//! arm64 pointer authentication are authenticated and signed again for their new place; a shadow stack is never written.
 //!
 //! The modules, in the direction of imports (later ones import earlier ones, never the other way):
 //!
@@ -14,7 +15,10 @@
 //! | `segment`, `shadow`, [`thread`] | data segments; shadow stacks; attaching a thread |
 //! | [`codemap`], `signer` | the layout of managed frames; authenticate and rebind, by the CPU or by a software model |
 //! | `walk`, `plan`, `steps`, `relocate` | from frames to a plan to the move |
-//! | `policy`, `stack`, [`engine`] | the embedder's numbers; one logical stack; what engines use |
+//! | `system`, `directory`, `slab`, `budget`, [`pool`] | system calls that can be made to fail; which data and shadow stack a slot has, read-only; many stacks in one mapping; what they may use; leasing them |
+//! | `switch` | the verbs that change stacks |
+//! | `policy`, `stack`, [`engine`] | the embedder's numbers; one growable stack; what engines use |
+//! | [`coroutine`], [`continuation`], `future` | the faces of switching: safe Rust, an engine's effect handlers, await on a stack |
 //!
 //! A caller's mistake is a typed [`Error`] and the stack runs on. Evidence of tampering ends the process: by the
 //! CPU's own fault, by a `brk` of ours, or by one line on stderr and SIGABRT.
