@@ -4,10 +4,11 @@
 # steps_of_class: the steps of the loaded class, in order.
 steps_of_class() {
     case $class in
-        host) echo fmt clippy audit lib doc engine battery suite suite-relocate bench fuzz ;;
+        host) echo fmt clippy audit lib doc engine battery scale suite suite-relocate bench fuzz ;;
         arm-fpac) echo clippy audit lib battery suite suite-relocate suite-key-b ;;
         arm-pac) echo lib battery suite suite-relocate suite-key-b ;;
         macho-arm64e) echo assemble check ;;
+        x86-cet | arm-vm-gcs) echo lib battery scale suite suite-relocate ;;
         *) echo lib battery $([ "$suite" = none ] || echo suite suite-relocate) ;;
     esac
 }
@@ -27,6 +28,7 @@ builds_of_step() {
         lib) echo "$isa test --no-run -p cfi-stack --lib --tests --all-features" ;;
         battery | audit) echo "$isa build --release -p cfi-hwtests" ;;
         suite | suite-*) echo "$isa build --release -p wasm" ;;
+        scale) echo "$isa build --release -p cfi-scale" ;;
         engine) echo "$isa test --no-run --release -p wasm" ;;
         bench) echo "$isa bench --no-run --workspace" ;;
     esac
@@ -50,6 +52,19 @@ step_doc() { "$CI/cargo" "$isa" test --doc -p cfi-stack --all-features; }
 step_engine() { "$CI/cargo" "$isa" test --release -p wasm; }
 
 step_battery() { "$CI/battery" "$class"; }
+
+# What a suspended stack takes at most, in bytes, and that mappings do not grow with stacks (benches/scale).
+step_scale() {
+    "$CI/cargo" "$isa" build --quiet --release -p cfi-scale
+    local scale
+    scale=$(program_of "$isa" scale)
+    if [ "$machine" = native ]; then
+        "$CI/on" "$class" "$scale" --stacks 1000000 --at-most 4500 --vmas-at-most 256
+        "$CI/on" "$class" "$scale" --stacks 1000000 --class small --at-most 1347 --vmas-at-most 256
+    else
+        "$CI/on" "$class" "$scale" --stacks fit --at-most 8600 --vmas-at-most 256
+    fi
+}
 
 # run_suite OPTIONS…: everything that is chosen must run and pass: nothing is skipped in any class.
 run_suite() {
