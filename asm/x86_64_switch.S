@@ -664,10 +664,10 @@ END cfi_stack_cancel
 
 /*
  * The oldest frame of a stack that the inlined switch of src/switch/inlined.rs runs, where no thread has a shadow stack.
- *   in       called on the resumer's stack: rdi arg, rdx where this function's address lies, with entry, data and slot above it, r8
- *            address of the link
- *   out      to the resumer, by return: rdi what entry returned, rsi 1; rbp kept, all other registers lost
- *   stack    resumer's: rbp, where the link points; own: calls entry(arg, data, slot)
+ *   in       called on the resumer's stack: rdi arg; rdx slot, whose own.sp is entry and own.generation data; rax 8 below the base record, which
+ *            holds the address of the slot's own.seal
+ *   out      to the resumer, by return: rdi what entry returned, rax odd; rbp kept, all other registers lost
+ *   stack    resumer's: rbp, where own.seal points then; own: calls entry(arg, data, slot)
  *   shadow   none
  *   signs    nothing
  *   unwinds  to the resumer: pc, rbp and, below them, rbx
@@ -680,22 +680,24 @@ FUNC cfi_stack_first_inlined
         push    %rbp
         .cfi_def_cfa_offset 16
         .cfi_offset %rbp, -16
-        mov     %rsp, (%r8)
-        .cfi_escape 0x0f, 5, 0x78, 0, 0x06, 0x23, 16    /* CFA: breg8 (r8) + 0, deref, plus_uconst 16 */
-        lea     8(%rdx), %rsp
-        mov     %r8, %rbp
-        .cfi_escape 0x0f, 5, 0x76, 0, 0x06, 0x23, 16    /* the same by breg6 (rbp) */
-        pop     %rax
-        pop     %rsi
-        pop     %rdx
-        call    *%rax
+        mov     %rsp, 8(%rdx)
+        .cfi_escape 0x0f, 5, 0x71, 8, 0x06, 0x23, 16    /* CFA: breg1 (rdx) + 8, deref, plus_uconst 16 */
+        lea     8(%rax), %rsp
+        mov     %rsp, %rbp
+        .cfi_escape 0x0f, 6, 0x76, 0, 0x06, 0x06, 0x23, 16      /* the same by breg6 (rbp), deref twice */
+        mov     24(%rdx), %rsi
+        mov     %rdx, %rbx
+        call    *(%rdx)
         .globl  cfi_stack_base_return_inlined
         .hidden cfi_stack_base_return_inlined
 cfi_stack_base_return_inlined:
         mov     %rax, %rdi
-        mov     $1, %esi                /* FINISHED */
-        mov     (%rsp), %rsp
+        mov     8(%rbx), %rax
+        .cfi_def_cfa %rax, 16
+        movq    $0, 8(%rbx)             /* nothing is on it */
+        mov     %rax, %rsp
         .cfi_def_cfa %rsp, 16
+        or      $1, %al
         pop     %rbp
         .cfi_def_cfa_offset 8
         .cfi_restore %rbp

@@ -35,6 +35,7 @@
 //! Rust code changes neither MXCSR, the x87 control word nor FPCR; a coroutine must not either: they are the thread's.
 
 mod body;
+mod crossing;
 mod scoped;
 pub mod stack;
 mod word;
@@ -47,8 +48,9 @@ pub use yielder::Yielder;
 use crate::abi::{Slot, slot_state};
 use crate::error::Error;
 use crate::pool::Lease;
-use crate::switch::inlined::{self, At, Left};
+use crate::switch::inlined::{self, Came};
 use body::ForcedUnwind;
+use crossing::state_of;
 use std::any::Any;
 use std::convert::Infallible;
 use std::fmt;
@@ -57,7 +59,6 @@ use std::mem::{ManuallyDrop, forget};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::ptr::{NonNull, from_ref};
 use std::sync::atomic::Ordering;
-use yielder::state_of;
 
 /// What a coroutine gives when it is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,12 +91,8 @@ impl<Yield, Return> CoroutineResult<Yield, Return> {
 ///
 /// Dropping it while it is suspended unwinds it, see [the module](self).
 pub struct Coroutine<Input, Yield, Return, Stack: stack::Stack = DefaultStack> {
-    /// Whose state says where the coroutine is: READY, RUNNING, SUSPENDED or DONE.
+    /// Whose state says where the coroutine is.
     slot: NonNull<Slot>,
-    /// The slot's link.
-    link: usize,
-    /// Where it waits.
-    at: At,
     /// The slot's, where the stack is not a pool's.
     bare: Option<Lease>,
     stack: ManuallyDrop<Stack>,
@@ -231,18 +228,17 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         };
         // SAFETY: the stack, or the lease, keeps the slot.
         let state = unsafe { state_of(slot) };
-        if matches!(state.load(Ordering::Relaxed), slot_state::RUNNING | slot_state::SUSPENDED) {
+        if !matches!(state.load(Ordering::Relaxed), slot_state::LEASED | slot_state::DONE | slot_state::READY) {
             return Err(Error::Busy);
         }
         // SAFETY: whoever has the stack alone may use the slot, and no frames are on it. What `f` borrows is the caller's business.
         unsafe {
             let (entry, data) = body::leave::<Input, Yield, Return, F>(slot, f)?;
-            let at = inlined::prepare(slot, entry, data);
+            crossing::prepare(slot, entry, data);
             (*slot.as_ptr()).created.store(from_ref(Location::caller()).cast_mut(), Ordering::Relaxed);
-            state.store(slot_state::READY, Ordering::Relaxed);
-            let link = inlined::link(slot);
-            Ok(Coroutine { slot, link, at, bare, stack: ManuallyDrop::new(stack), marker: PhantomData })
         }
+        state.store(slot_state::READY, Ordering::Relaxed);
+        Ok(Coroutine { slot, bare, stack: ManuallyDrop::new(stack), marker: PhantomData })
     }
 
     #[inline(always)]
@@ -264,11 +260,21 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
     #[inline]
     #[track_caller]
     pub fn resume(&mut self, input: Input) -> CoroutineResult<Yield, Return> {
-        if self.done() {
-            drop(input);
-            refused(&Error::Finished);
+        let input = ManuallyDrop::new(input);
+        let came = self.cross(&input);
+        // In this order, one question after the other: that is how they are predicted.
+        if came.how & inlined::HOW == inlined::SUSPENDED {
+            // SAFETY: it has just come back so.
+            return CoroutineResult::Yield(unsafe { self.yielded(came) });
         }
-        self.run(input)
+        if came.how & inlined::ASKS == 0 && self.state() != slot_state::DONE {
+            // SAFETY: as above.
+            return CoroutineResult::Return(unsafe { self.returned(came) });
+        }
+        match self.otherwise(came) {
+            Ok(result) => result,
+            Err(error) => refused(&error),
+        }
     }
 
     /// [`Coroutine::resume`] with an error for a coroutine that cannot be resumed.
@@ -280,57 +286,80 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
     /// With the coroutine's own panic.
     #[inline]
     pub fn try_resume(&mut self, input: Input) -> Result<CoroutineResult<Yield, Return>, Error> {
-        if self.done() {
-            return Err(Error::Finished);
+        let input = ManuallyDrop::new(input);
+        let came = self.cross(&input);
+        if came.how & inlined::HOW == inlined::SUSPENDED {
+            // SAFETY: it has just come back so.
+            return Ok(CoroutineResult::Yield(unsafe { self.yielded(came) }));
         }
-        Ok(self.run(input))
+        self.otherwise(came)
     }
 
-    /// Runs a coroutine that can be resumed.
     #[inline(always)]
-    fn run(&mut self, input: Input) -> CoroutineResult<Yield, Return> {
-        let input = ManuallyDrop::new(input);
-        // SAFETY: `make` prepared the slot and the state says that it is ready or suspended; self alone uses it, on the thread that made it. The
-        // input stays here until the coroutine has taken it.
-        let left = unsafe { inlined::resume(self.slot, self.link, self.at, word::send(&input)) };
-        match self.settle(left) {
-            Ok(result) => result,
-            Err(payload) => resume_unwind(payload),
+    fn cross(&mut self, input: &ManuallyDrop<Input>) -> Came {
+        // SAFETY: `make` prepared the slot; self alone uses it, on the thread that made it. The input stays where it is until this is over.
+        unsafe { crossing::resume(self.slot, word::send(input)) }
+    }
+
+    /// What it passed to `suspend`.
+    ///
+    /// # Safety
+    /// It has just come back, suspended.
+    #[inline(always)]
+    unsafe fn yielded(&mut self, came: Came) -> Yield {
+        // SAFETY: `Yielder::suspend` sent it and waits.
+        unsafe { word::receive(came.value) }
+    }
+
+    /// What its function returned.
+    ///
+    /// # Safety
+    /// It has just come back, finished and without [`slot_state::DONE`].
+    #[inline(always)]
+    unsafe fn returned(&mut self, came: Came) -> Return {
+        // SAFETY: `body::run` sent it; its place is not used again before the stack is.
+        unsafe {
+            state_of(self.slot).store(slot_state::DONE, Ordering::Relaxed);
+            word::receive(came.value)
+        }
+    }
+
+    /// Whatever a coroutine can come back for.
+    #[cold]
+    #[inline(never)]
+    fn otherwise(&mut self, came: Came) -> Result<CoroutineResult<Yield, Return>, Error> {
+        match self.settle(came) {
+            Ended::Passed(result) => Ok(result),
+            Ended::Panicked(payload) => resume_unwind(payload),
+            Ended::Refused => {
+                // SAFETY: the word came back as it was sent; `cross`'s caller still has what it stands for. The stack, or the lease, keeps the slot.
+                unsafe {
+                    drop(word::receive::<Input>(came.value));
+                    Err(crossing::refusal(self.slot))
+                }
+            }
         }
     }
 
     /// What the coroutine passed, once it passes something to its resumer rather than asking for something.
-    #[inline(always)]
-    fn settle(&mut self, left: Left) -> Result<CoroutineResult<Yield, Return>, Box<dyn Any + Send>> {
-        self.at = left.at;
-        if left.at & inlined::ASKING == 0 {
-            // SAFETY: `Yielder::suspend` sent it and waits.
-            return Ok(CoroutineResult::Yield(unsafe { word::receive(left.value) }));
+    fn settle(&mut self, mut came: Came) -> Ended<Yield, Return> {
+        loop {
+            // SAFETY: it has just come back so.
+            unsafe {
+                match came.how & inlined::HOW {
+                    inlined::SUSPENDED => return Ended::Passed(CoroutineResult::Yield(self.yielded(came))),
+                    inlined::FINISHED if self.state() == slot_state::DONE => {
+                        return Ended::Panicked(payload(came.value));
+                    }
+                    inlined::FINISHED => return Ended::Passed(CoroutineResult::Return(self.returned(came))),
+                    inlined::ASKS => {
+                        yielder::granted(came.value);
+                        came = crossing::resume(self.slot, 0);
+                    }
+                    _ => return Ended::Refused,
+                }
+            }
         }
-        if left.at == inlined::FINISHED {
-            return self.settle_finished(left.value).map(CoroutineResult::Return);
-        }
-        self.settle_asking(left)
-    }
-
-    #[cold]
-    fn settle_asking(&mut self, mut left: Left) -> Result<CoroutineResult<Yield, Return>, Box<dyn Any + Send>> {
-        while left.at != inlined::FINISHED && left.at & inlined::ASKING != 0 {
-            self.at = left.at ^ inlined::ASKING;
-            // SAFETY: it waits there, for what it has asked for.
-            left = unsafe { yielder::granted(self.slot, self.link, self.at, left.value) };
-        }
-        self.settle(left)
-    }
-
-    #[inline(always)]
-    fn settle_finished(&mut self, word: usize) -> Result<Return, Box<dyn Any + Send>> {
-        if self.state() == slot_state::DONE {
-            return Err(payload(word));
-        }
-        self.set_state(slot_state::DONE);
-        // SAFETY: `body::run` sent it; its place is not used again before the stack is.
-        Ok(unsafe { word::receive(word) })
     }
 
     /// Whether it was resumed before.
@@ -342,7 +371,7 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
     /// Whether it is finished: its function returned or panicked, or it was unwound or reset.
     #[inline]
     pub fn done(&self) -> bool {
-        self.at == inlined::FINISHED
+        self.state() == slot_state::DONE
     }
 
     /// Marks the coroutine finished and forgets its frames, or its function if that never ran. No destructor of theirs runs.
@@ -354,7 +383,6 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         if !self.done() {
             // SAFETY: not running, since `&mut self` is exclusive; the rest is the caller's.
             unsafe { inlined::cancel(self.slot) };
-            self.at = inlined::FINISHED;
             self.set_state(slot_state::DONE);
         }
     }
@@ -376,12 +404,12 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         if cfg!(panic = "abort") && self.started() {
             panic!("a suspended coroutine cannot be unwound in a program whose panics abort");
         }
-        while !self.done() {
-            self.set_state(slot_state::UNWINDING);
-            // SAFETY: as in `run`; the coroutine sees the state and takes no input.
-            let left = unsafe { inlined::resume(self.slot, self.link, self.at, 0) };
-            match self.settle(left) {
-                Err(payload) if !payload.is::<ForcedUnwind>() => resume_unwind(payload),
+        loop {
+            // SAFETY: as in `run`; the coroutine sees what it is resumed for and takes no input.
+            let came = unsafe { crossing::resume_to_unwind(self.slot) };
+            match self.settle(came) {
+                Ended::Panicked(payload) if !payload.is::<ForcedUnwind>() => resume_unwind(payload),
+                Ended::Refused => return,
                 _ => {}
             }
         }
@@ -400,6 +428,13 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         forget(self);
         stack
     }
+}
+
+/// How a resume ended.
+enum Ended<Yield, Return> {
+    Passed(CoroutineResult<Yield, Return>),
+    Panicked(Box<dyn Any + Send>),
+    Refused,
 }
 
 /// What a coroutine panicked with.

@@ -227,6 +227,16 @@ pub(crate) fn find(address: usize) -> Option<Known> {
     chunks().find_map(|(chunk, _)| known(address, chunk))
 }
 
+/// Finds the slot whose data area an address lies in.
+pub(crate) fn slot_of_stack(address: usize) -> Option<NonNull<Slot>> {
+    chunks().find_map(|(_, entry)| {
+        let offset = address.checked_sub(entry.data_base)?;
+        let index = offset >> (entry.data_shift & 63);
+        let inside = index < entry.count() && offset - (index << (entry.data_shift & 63)) < entry.data_span;
+        inside.then(|| entry.slot(index))
+    })
+}
+
 /// All chunks there are.
 pub(crate) fn chunks() -> impl Iterator<Item = (u32, Entry)> {
     let (_, entries) = published::directory();

@@ -123,7 +123,21 @@ pub(crate) unsafe fn resume_through(last: NonNull<Slot>, first: NonNull<Slot>, a
 #[inline(always)]
 pub(crate) unsafe fn resume_without_fp_control(slot: NonNull<Slot>, arg: usize) -> Passed {
     // SAFETY: the caller's.
-    unsafe { switch!(cfi_stack_resume_without_fp_control, slot.as_ptr(), slot.as_ptr(), arg) }
+    unsafe { resume_through_without_fp_control(slot, slot, arg) }
+}
+
+/// [`resume_through`] for code that never changes the floating-point control registers.
+///
+/// # Safety
+/// As [`resume_through`] and [`resume_without_fp_control`].
+#[inline(always)]
+pub(crate) unsafe fn resume_through_without_fp_control(
+    last: NonNull<Slot>,
+    first: NonNull<Slot>,
+    arg: usize,
+) -> Passed {
+    // SAFETY: the caller's.
+    unsafe { switch!(cfi_stack_resume_without_fp_control, last.as_ptr(), first.as_ptr(), arg) }
 }
 
 /// Suspends the stack that runs and passes `arg` to its resumer. Returns what the next resume passes.
@@ -153,7 +167,21 @@ pub(crate) unsafe fn suspend_through(last: NonNull<Slot>, first: NonNull<Slot>, 
 #[inline(always)]
 pub(crate) unsafe fn suspend_without_fp_control(slot: NonNull<Slot>, arg: usize) -> usize {
     // SAFETY: the caller's.
-    unsafe { switch!(cfi_stack_suspend_without_fp_control, slot.as_ptr(), slot.as_ptr(), arg) }.value
+    unsafe { suspend_through_without_fp_control(slot, slot, arg) }
+}
+
+/// [`suspend_through`] for code that never changes the floating-point control registers.
+///
+/// # Safety
+/// As [`suspend_through`] and [`resume_without_fp_control`].
+#[inline(always)]
+pub(crate) unsafe fn suspend_through_without_fp_control(
+    last: NonNull<Slot>,
+    first: NonNull<Slot>,
+    arg: usize,
+) -> usize {
+    // SAFETY: the caller's.
+    unsafe { switch!(cfi_stack_suspend_without_fp_control, last.as_ptr(), first.as_ptr(), arg) }.value
 }
 
 /// Suspends `from`, which runs, and runs `to` in its stead, for the same resumer.

@@ -166,30 +166,28 @@ pub(crate) fn in_managed_code() -> bool {
     !CURRENT.get().is_null()
 }
 
-/// The records of one stack, taken out of the list while that stack is suspended.
+/// The records of stacks that are suspended together, out of the list for as long.
 pub(crate) struct Detached {
     first: *const Running,
     last: *const Running,
 }
 
 impl Detached {
-    /// Takes out the records that lie in `base..top`: those of the stack that runs, so the youngest.
-    pub(crate) fn of_stack(base: usize, top: usize) -> Option<Detached> {
-        let lies_there = |running: *const Running| (base..top).contains(&running.addr());
+    /// Takes out the records that lie where `on_stack` says: on the stacks that run, so the youngest.
+    pub(crate) fn of_stacks(on_stack: impl Fn(usize) -> bool) -> Option<Detached> {
         let first = CURRENT.get();
-        if !lies_there(first) {
+        let mut last = std::ptr::null();
+        let mut next = first;
+        while !next.is_null() && on_stack(next.addr()) {
+            last = next;
+            // SAFETY: as in `current_activation`.
+            next = unsafe { (*last).outer.get() };
+        }
+        if last.is_null() {
             return None;
         }
-        let mut last = first;
-        loop {
-            // SAFETY: as in `current_activation`.
-            let outer = unsafe { (*last).outer.get() };
-            if !lies_there(outer) {
-                CURRENT.set(outer);
-                return Some(Detached { first, last });
-            }
-            last = outer;
-        }
+        CURRENT.set(next);
+        Some(Detached { first, last })
     }
 
     /// Puts them back on top of what this thread, which may be another one, has now.

@@ -10,8 +10,8 @@
 //! ```
 
 use super::stack::{MIN_STACK_SIZE, STACK_ALIGNMENT};
-use super::word;
 use super::yielder::Yielder;
+use super::{crossing, word};
 use crate::abi::{Slot, slot_state};
 use crate::error::Error;
 use crate::switch::Entry;
@@ -156,7 +156,7 @@ where
             drop(function);
             return None;
         }
-        state.store(slot_state::SUSPENDED, Ordering::Relaxed);
+        state.store(crossing::running_state(), Ordering::Relaxed);
         // SAFETY: the first resume sent it.
         let input = unsafe { word::receive::<Input>(arg) };
         Some(function(&Yielder::of(slot), input))
