@@ -1,6 +1,7 @@
 //! The self-test: what must work on every CPU class, whether it enforces anything or not.
 
 mod continuations;
+mod backtraces;
 mod faults;
 mod growth;
 mod leaks;
@@ -34,6 +35,11 @@ pub const SELFTESTS: &[Case] = &[
     Case { id: "S12", title: "a native callee enters a second stack", run: several::nested },
     Case { id: "S13", title: "impossible policies and busy stacks are typed errors", run: several::mistakes },
     Case { id: "S14", title: "the switch verbs between pooled stacks", run: switching::verbs },
+    Case {
+        id: "S15",
+        title: "backtraces from pooled stacks to main, by tables and by frame records",
+        run: backtraces::all,
+    },
     Case { id: "S20", title: "random programs over continuations against a model", run: continuations::random },
     Case { id: "S21", title: "100,000 rounds with continuations leak nothing", run: continuations::rounds },
 ];

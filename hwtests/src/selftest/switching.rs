@@ -22,7 +22,7 @@ pub fn verbs(class: &Class) -> Report {
 
 const SIZE: usize = 16 << 10;
 
-fn lease(thread: &Thread) -> Result<Lease, String> {
+pub(super) fn lease(thread: &Thread) -> Result<Lease, String> {
     let lease = pool::lease(SIZE).map_err(|error| error.to_string())?;
     let shadow = read(lease.slot(), Word::ShadowTop) != 0;
     if shadow != thread.domain().shadow {
@@ -31,7 +31,7 @@ fn lease(thread: &Thread) -> Result<Lease, String> {
     Ok(lease)
 }
 
-fn attach() -> Result<Thread, String> {
+pub(super) fn attach() -> Result<Thread, String> {
     Thread::attach().map_err(|error| error.to_string())
 }
 
@@ -39,11 +39,11 @@ fn expect(got: Passed, value: usize, finished: bool) -> Result<(), String> {
     if got == (Passed { value, finished }) { Ok(()) } else { Err(format!("{got:?}, not {value} {finished}")) }
 }
 
-fn slot_at(address: usize) -> NonNull<Slot> {
+pub(super) fn slot_at(address: usize) -> NonNull<Slot> {
     NonNull::new(std::ptr::with_exposed_provenance_mut(address)).unwrap_or(NonNull::dangling())
 }
 
-fn address(lease: &Lease) -> usize {
+pub(super) fn address(lease: &Lease) -> usize {
     lease.slot().as_ptr().expose_provenance()
 }
 
