@@ -534,6 +534,57 @@ FUNC SYM(cfi_stack_throw)
         .cfi_endproc
 END SYM(cfi_stack_throw)
 
+/* x16: the chain over x0 entry and x1 data at x2 place. It begins with an odd number, as no context's does. */
+        .macro CHAIN_ENTRY
+        orr     x16, x2, #1
+        pacga   x16, x0, x16
+        pacga   x16, x1, x16
+        .endm
+
+/*
+ * u64 cfi_stack_seal_entry(usize entry, usize data, usize place)
+ *
+ * What cfi_stack_call_entry will ask for: 32 bits, in the upper half; 0 without generic authentication.
+ *   in       x0-x2; clobbers x9 x16; a leaf
+ */
+FUNC SYM(cfi_stack_seal_entry)
+        .cfi_startproc
+        hint    #34                     /* bti c */
+        MODE    x9
+        mov     x16, #0
+        tbz     x9, #MODE_PACGA_BIT, 1f
+        CHAIN_ENTRY
+1:      mov     x0, x16
+        ret
+        .cfi_endproc
+END SYM(cfi_stack_seal_entry)
+
+/*
+ * usize cfi_stack_call_entry(usize entry, usize data, usize place, u64 seal, u64 *values, usize count)
+ *
+ * Calls entry(data, values, count) if entry and data are what was sealed at that place.
+ *   in       x0-x5; clobbers what a C call may
+ *   stack    a tail call: not touched
+ *   signs    nothing; the seal is checked in registers, from which entry is called
+ *   traps    brk #0xc474
+ */
+FUNC SYM(cfi_stack_call_entry)
+        .cfi_startproc
+        hint    #34                     /* bti c */
+        MODE    x9
+        tbz     x9, #MODE_PACGA_BIT, 1f
+        CHAIN_ENTRY
+        cmp     x16, x3
+        b.eq    1f
+        brk     #BRK_GA
+1:      mov     x16, x0
+        mov     x0, x1
+        mov     x1, x4
+        mov     x2, x5
+        br      x16
+        .cfi_endproc
+END SYM(cfi_stack_call_entry)
+
 /*
  * void cfi_stack_cancel(Slot *slot)
  *

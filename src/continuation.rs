@@ -29,12 +29,20 @@
 //! One that was declared to hold nothing of the kind ([`Shape::may_migrate`]) can be resumed by every thread of the same key domain. When a
 //! thread ends, what it leaves suspended can be cancelled without destructors by any thread of the domain.
 //!
+//! **Key domains.** Threads that share pointer-authentication keys and the shadow mode are a domain. A continuation is resumed in the
+//! domain that it was made in, or not at all ([`Error::Thread`]). It cannot be parked under a key that two domains share: that would mean to
+//! sign every return address on its stack anew, which is possible only where a code map describes every frame. At the base of
+//! each pooled stack lie native frames of this library, and native code of the engine's may lie anywhere. A thread that changes its keys while it has
+//! suspended continuations is not asked again before each resume: the seals are what stops it.
+//!
 //! **Other faces.** A search for a handler ends at a stack of another face: a coroutine inside of a continuation is never suspended with it.
 
 mod collect;
 mod local;
 mod node;
 mod run;
+#[cfg(test)]
+mod tests;
 
 pub use collect::{Leak, Suspended, for_each_suspended, leaks};
 
@@ -221,7 +229,7 @@ unsafe fn make(
     node.home.set(local.id.get());
     node.owner.store(ANYBODY, Ordering::Relaxed);
     // SAFETY: the lease is the node's, its stack is empty.
-    unsafe { stubs::prepare(node.slot(), first, std::ptr::from_ref(node).expose_provenance()) };
+    unsafe { stubs::prepare(node.slot(), first, run::word_of(node, entry, data)) };
     let place = std::ptr::from_ref(Location::caller()).cast_mut();
     node.created.store(place, Ordering::Relaxed);
     // SAFETY: the slot is leased to the node.

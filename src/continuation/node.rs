@@ -121,6 +121,11 @@ impl Node {
         }
     }
 
+    /// Its number in the table.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
     /// Its stack's bookkeeping.
     #[inline]
     pub fn slot(&self) -> NonNull<Slot> {

@@ -11,7 +11,7 @@
 
 use super::local::{self, Local};
 use super::node::{self, Inbox, Node, Stage};
-use super::{Cont, Handler, Woken};
+use super::{Cont, Entry, Handler, Woken};
 use crate::abi::{Slot, slot_state};
 use crate::pac::Tampered;
 use crate::switch::{self, Thrown};
@@ -193,23 +193,76 @@ enum Ended {
     Thrown(usize),
 }
 
+/// The word that a continuation's first function is prepared with: which node, and on arm64 what seals its entry function and that one's
+/// argument. The stubs seal the word itself with the stack's context, so that neither can be taken from an earlier continuation.
+pub(super) fn word_of(node: &Node, entry: Entry, data: usize) -> usize {
+    seal(node, entry, data) as usize | node.index() as usize
+}
+
+/// The node's number, in a word of [`word_of`].
+const INDEX: usize = u32::MAX as usize;
+
+#[cfg(target_arch = "aarch64")]
+unsafe extern "C-unwind" {
+    fn cfi_stack_seal_entry(entry: Entry, data: usize, place: *const Node) -> u64;
+    fn cfi_stack_call_entry(
+        entry: Entry,
+        data: usize,
+        place: *const Node,
+        seal: u64,
+        values: *mut u64,
+        count: usize,
+    ) -> usize;
+}
+
+/// 32 bits, in the upper half.
+#[cfg(target_arch = "aarch64")]
+fn seal(node: &Node, entry: Entry, data: usize) -> u64 {
+    // SAFETY: computes on registers; a `Thread` exists, so that the mode is known.
+    unsafe { cfi_stack_seal_entry(entry, data, node) }
+}
+
+/// Calls the entry function; another one than was sealed, or another argument, ends the process.
+///
+/// # Safety
+/// The entry function's contract.
+#[cfg(target_arch = "aarch64")]
+unsafe fn call(entry: Entry, node: &Node, seal: usize, values: *mut u64, count: usize) -> usize {
+    // SAFETY: the caller's.
+    unsafe { cfi_stack_call_entry(entry, node.data.get(), node, seal as u64, values, count) }
+}
+
+/// Nothing is sealed on this ISA.
+#[cfg(not(target_arch = "aarch64"))]
+fn seal(_: &Node, _: Entry, _: usize) -> u64 {
+    0
+}
+
+/// Calls the entry function.
+///
+/// # Safety
+/// The entry function's contract.
+#[cfg(not(target_arch = "aarch64"))]
+unsafe fn call(entry: Entry, node: &Node, _: usize, values: *mut u64, count: usize) -> usize {
+    // SAFETY: the caller's.
+    unsafe { entry(node.data.get(), values, count) }
+}
+
 /// The first function on every continuation's stack, with room for `N` values.
 ///
 /// # Safety
-/// Called by the stubs alone, on the stack of the node that `data` is the address of.
+/// Called by the stubs alone, on the stack of the node of which `data` is the word.
 unsafe extern "C" fn first<const N: usize>(word: usize, data: usize, _: *mut Slot) -> usize {
     let mut block = [const { MaybeUninit::<u64>::uninit() }; N];
-    // SAFETY: the caller's; nodes are never unmapped.
-    let node: &'static Node = unsafe { &*std::ptr::with_exposed_provenance::<Node>(data) };
-    let block = block.as_mut_ptr().cast::<u64>();
-    // SAFETY: as above; the block has room for the parameters and the results, which chose it.
-    unsafe { begin(word, node, block) }
+    let Some(node) = node::node((data & INDEX) as u64) else { impossible(null()) };
+    // SAFETY: the caller's; the block has room for the parameters and the results, which chose it.
+    unsafe { begin(word, node, data & !INDEX, block.as_mut_ptr().cast()) }
 }
 
 /// # Safety
 /// As [`first`]; `block` lies on the stack and has room for the node's parameters and for its results.
 #[inline(never)]
-unsafe fn begin(word: usize, node: &'static Node, block: *mut u64) -> usize {
+unsafe fn begin(word: usize, node: &'static Node, seal: usize, block: *mut u64) -> usize {
     // SAFETY: what is passed towards a continuation is what its resumer waits with.
     let mut wait = unsafe { &*std::ptr::with_exposed_provenance::<Wait>(word) };
     if matches!(wait.request.get(), Request::Start) {
@@ -239,7 +292,7 @@ unsafe fn begin(word: usize, node: &'static Node, block: *mut u64) -> usize {
         Request::Run => {
             let Some(entry) = node.entry.get() else { impossible(node) };
             // SAFETY: whoever made the continuation answers for the function; the block lies further up on this stack.
-            match unsafe { entry(node.data.get(), block, count) } {
+            match unsafe { call(entry, node, seal, block, count) } {
                 0 => Ended::Returned,
                 word => Ended::Thrown(word),
             }
