@@ -284,16 +284,22 @@ pub fn set_budget(bytes: usize) {
     }
     for (slot, bound) in report::slots() {
         // SAFETY: the directory knows the slot: it is mapped for ever.
-        let slot = unsafe { slot.as_ref() };
-        if slot.state.load(Ordering::Relaxed) != slot_state::FREE {
+        let fields = unsafe { slot.as_ref() };
+        let mark = |word: *mut ()| {
+            (word.addr() & budget::COUNTED == 0).then(|| word.map_addr(|address| address | budget::COUNTED))
+        };
+        let counted = std::ptr::without_provenance_mut(budget::COUNTED);
+        let order = Ordering::Relaxed;
+        if fields.state.load(order) != slot_state::FREE {
             // Counted first: whoever finds the flag and gives the stack back takes it off again.
             let charge = Charge::late(Shape::of(&bound).cost());
-            let mark = |word: *mut ()| {
-                (word.addr() & budget::COUNTED == 0).then(|| word.map_addr(|address| address | budget::COUNTED))
-            };
-            if slot.owner.fetch_update(Ordering::Relaxed, Ordering::Relaxed, mark).is_ok() {
+            if fields.owner.fetch_update(order, order, mark).is_ok() {
                 std::mem::forget(charge);
             }
+        } else if fields.owner.compare_exchange(counted, null_mut(), order, order).is_ok() {
+            // It was given back while an earlier call was about to count it.
+            // SAFETY: the word is one that `late` stands for, and was taken out of the slot just now.
+            drop(unsafe { Charge::from_word(counted, Shape::of(&bound).cost()) });
         }
     }
 }

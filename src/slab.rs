@@ -346,7 +346,7 @@ pub(crate) fn take_slots(count: usize) -> Result<usize, Error> {
     if arena.end - arena.next < bytes {
         let least = bytes.next_multiple_of(system::page_size());
         let mapped = (2 * arena.mapped).clamp(ARENA_BYTES.0, ARENA_BYTES.1).max(least);
-        let next = system::map("stacks' bookkeeping", mapped)?;
+        let next = system::map_stacks("stacks' bookkeeping", mapped)?;
         *arena = Arena { next, end: next + mapped, mapped };
     }
     let slots = arena.next;

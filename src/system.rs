@@ -100,7 +100,7 @@ pub(crate) fn map(what: &'static str, bytes: usize) -> Result<usize, Error> {
     map_as(what, bytes, libc::PROT_READ | libc::PROT_WRITE)
 }
 
-/// Maps writable memory for stacks: one touched page must not bring 2 MiB with it.
+/// Maps writable memory for stacks and slots: one touched page must not bring 2 MiB with it.
 pub(crate) fn map_stacks(what: &'static str, bytes: usize) -> Result<usize, Error> {
     let made = map(what, bytes)?;
     #[cfg(target_os = "linux")]
@@ -223,8 +223,8 @@ pub(crate) fn cheap_guard(what: &'static str, address: usize, bytes: usize) -> R
     if !matches!(error, Error::Memory { errno: libc::EINVAL, .. }) {
         return Err(error);
     }
-    // A locked mapping (`mlockall`) refuses too: that is the one's own matter.
-    if !guards_known() {
+    // Where it has worked before, this one mapping refuses it: one that is locked (`mlockall`).
+    if CHEAP_GUARDS.load(Ordering::Relaxed) == UNKNOWN {
         CHEAP_GUARDS.store(NO, Ordering::Relaxed);
     }
     Ok(false)
@@ -243,13 +243,6 @@ fn refuses(page: *mut libc::c_void) -> bool {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn cheap_guard(what: &'static str, _: usize, bytes: usize) -> Result<bool, Error> {
     injected(what, bytes).map(|()| false)
-}
-
-/// Whether the kernel knows the advice at all: an empty range asks that and nothing else (madvise(2)).
-#[cfg(target_os = "linux")]
-fn guards_known() -> bool {
-    // SAFETY: advice on no byte.
-    unsafe { libc::madvise(std::ptr::null_mut(), 0, MADV_GUARD_INSTALL) == 0 }
 }
 
 /// Whether guards cost no mapping, as far as is known.

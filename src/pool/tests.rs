@@ -43,10 +43,6 @@ fn mappings(from: usize, to: usize) -> Option<usize> {
     Some(maps.lines().filter(inside).count())
 }
 
-fn plain(shift: u32) -> Shape {
-    Shape::of_class(class_of_shift(shift))
-}
-
 #[test]
 fn a_stack_that_is_given_back_comes_again() {
     let first = lease(4096).unwrap();
