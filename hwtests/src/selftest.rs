@@ -6,6 +6,7 @@ mod faults;
 mod growth;
 mod leaks;
 mod several;
+mod slabs;
 mod switching;
 mod unwinding;
 
@@ -40,6 +41,7 @@ pub const SELFTESTS: &[Case] = &[
         title: "backtraces from pooled stacks to main, by tables and by frame records",
         run: backtraces::all,
     },
+    Case { id: "S18", title: "stacks of a slab have guards, idle tokens and one mapping", run: slabs::neighbours },
     Case { id: "S20", title: "random programs over continuations against a model", run: continuations::random },
     Case { id: "S21", title: "100,000 rounds with continuations leak nothing", run: continuations::rounds },
 ];
