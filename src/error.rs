@@ -105,6 +105,8 @@ pub enum Error {
     Busy,
     /// The coroutine is finished: it cannot be resumed any more.
     Finished,
+    /// There is no stack that could be suspended: the caller runs on the thread's own.
+    NoStack,
     /// The calling thread is not the one that was named, or belongs to another key domain or shadow mode.
     Thread(&'static str),
     /// The interrupted code is not managed code of the named activation.
@@ -158,6 +160,7 @@ impl fmt::Display for Error {
             Error::TooSmall { needed, room } => write!(f, "the span takes {needed} bytes, the destination has {room}"),
             Error::Busy => write!(f, "the stack or the activation is already running"),
             Error::Finished => write!(f, "the coroutine is finished: it cannot be resumed any more"),
+            Error::NoStack => write!(f, "there is no stack that could be suspended: this runs on the thread's own"),
             Error::Thread(why) => write!(f, "thread: {why}"),
             Error::NotManaged => write!(f, "the interrupted code is not managed code of this activation"),
             Error::Unsupported(what) => write!(f, "not supported here: {what}"),

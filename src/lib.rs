@@ -56,11 +56,15 @@ pub mod engine;
 #[cfg(cfi_stack_native)]
 pub mod features;
 #[cfg(cfi_stack_native)]
+pub mod future;
+#[cfg(cfi_stack_native)]
 pub mod pool;
 #[cfg(all(cfi_stack_native, feature = "steps"))]
 pub mod probe;
 #[cfg(cfi_stack_native)]
 mod published;
+#[cfg(cfi_stack_native)]
+mod sanitizer;
 #[cfg(cfi_stack_native)]
 mod shadow;
 #[cfg(cfi_stack_native)]

@@ -128,10 +128,11 @@ pub(crate) fn set_mode(mode: u64) -> Result<(), Error> {
     if self::mode() & MODE_SET != 0 {
         return Ok(());
     }
-    place(Words { mode: mode | MODE_SET, ..cfi_stack_published.fields.words() })
+    let words = cfi_stack_published.fields.words();
+    place(Words { mode: words.mode | mode | MODE_SET, ..words })
 }
 
-/// Notes in the mode word that growable stacks are made.
+/// Notes in the mode word that growable stacks are made, or futures that have stacks: threads keep records then, which follow their stacks.
 pub(crate) fn note_managed() -> Result<(), Error> {
     if mode() & MODE_MANAGED != 0 {
         return Ok(());

@@ -124,24 +124,57 @@ fn alternate_stack(new: Option<&libc::stack_t>) -> Result<libc::stack_t, Error> 
 
 /// The activation whose managed code this thread runs, or whose native callee. Async-signal-safe.
 pub fn current_activation() -> Option<NonNull<Activation>> {
-    // SAFETY: a record in the list lives until it has left the list.
-    let running = unsafe { CURRENT.get().as_ref() }?;
-    NonNull::new(running.activation.cast_mut())
+    youngest(|running| match running.kind {
+        Kind::Managed(activation) => Some(activation),
+        Kind::Poll(_) => None,
+    })
 }
 
-/// That a native frame has entered managed code with an activation. These records lie on the stacks that their frames lie on, and a thread
-/// links its own, the youngest first.
+/// What the youngest poll of a stack on this thread lends, `None` when there is none or the youngest lends nothing.
+pub(crate) fn current_poll() -> Option<NonNull<()>> {
+    youngest(|running| match running.kind {
+        Kind::Managed(_) => None,
+        Kind::Poll(lent) => Some(lent),
+    })
+    .flatten()
+}
+
+/// What the youngest record is, of those that are something. Async-signal-safe.
+fn youngest<T>(of: impl Fn(&Running) -> Option<T>) -> Option<T> {
+    let mut next = CURRENT.get();
+    // SAFETY: a record in the list lives until it has left the list.
+    while let Some(running) = unsafe { next.as_ref() } {
+        if let Some(found) = of(running) {
+            return Some(found);
+        }
+        next = running.outer.get();
+    }
+    None
+}
+
+/// That a native frame has entered managed code with an activation, or polls a future that has a stack. These records lie on the stacks that their
+/// frames lie on, and a thread links its own, the youngest first.
 pub(crate) struct Running {
-    activation: *const Activation,
+    kind: Kind,
     outer: Cell<*const Running>,
+}
+
+enum Kind {
+    Managed(NonNull<Activation>),
+    Poll(Option<NonNull<()>>),
 }
 
 impl Running {
     pub(crate) fn with(activation: &Activation) -> Self {
-        Running { activation, outer: Cell::new(std::ptr::null()) }
+        Running { kind: Kind::Managed(NonNull::from(activation)), outer: Cell::new(std::ptr::null()) }
     }
 
-    /// Makes the activation the thread's current one until the guard is dropped; runs nest.
+    /// Of a poll that lends what `lent` points to, or of one that must not be suspended.
+    pub(crate) fn polling(lent: Option<NonNull<()>>) -> Self {
+        Running { kind: Kind::Poll(lent), outer: Cell::new(std::ptr::null()) }
+    }
+
+    /// Puts the record into the thread's list until the guard is dropped; they nest.
     pub(crate) fn begin(&self) -> Ended<'_> {
         self.outer.set(CURRENT.get());
         // A handler that sees the record must see what is in it.
@@ -160,9 +193,9 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// Whether any frame of this thread has entered managed code.
+/// Whether any frame of this thread has a record.
 #[inline(always)]
-pub(crate) fn in_managed_code() -> bool {
+pub(crate) fn has_records() -> bool {
     !CURRENT.get().is_null()
 }
 

@@ -1,6 +1,6 @@
 //! From a coroutine's resumer to it and back: inlined where that is sound, else by the stubs.
 //!
-//! What is out of the ordinary is out of line here: shadow stacks, native frames that wait for managed code, and a yielder that is used on the stack of
+//! What is out of the ordinary is out of line here: shadow stacks, native frames that wait for managed code or poll a future, and a yielder that is used on the stack of
 //! another coroutine, one that its own coroutine has resumed. That suspends the whole chain of stacks between the two.
 
 use super::body::ForcedUnwind;
@@ -246,7 +246,7 @@ unsafe fn suspend_with_care(slot: NonNull<Slot>, word: usize, state_then: u32) -
     // SAFETY: it runs, and no other thread has it.
     let chain = unsafe { Chain::to(slot) }?;
     // SAFETY: the records of these stacks' frames leave the thread's list while the frames wait. When a wish is granted they do not wait.
-    let detached = (thread::in_managed_code() && state_then == slot_state::SUSPENDED)
+    let detached = (thread::has_records() && state_then == slot_state::SUSPENDED)
         .then(|| Detached::of_stacks(|address| unsafe { chain.holds(address) }))
         .flatten();
     // SAFETY: the caller runs on the youngest stack of the chain, and the oldest is the coroutine's.

@@ -67,7 +67,7 @@ pub struct DefaultStack {
 }
 
 /// What [`DefaultStack::default`] has, in bytes. Memory is used as far as it is touched.
-pub(super) const DEFAULT_SIZE: usize = 1 << 20;
+pub(crate) const DEFAULT_SIZE: usize = 1 << 20;
 
 impl DefaultStack {
     /// Takes a stack of at least `size` bytes, and at least [`MIN_STACK_SIZE`], from the pool.
