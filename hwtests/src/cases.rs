@@ -5,13 +5,17 @@ mod destination;
 mod failure_injection;
 mod frame_chain;
 mod limit_forged;
+mod metadata_lists;
 mod metadata_pooled;
 mod metadata_records;
 mod metadata_slots;
 mod overflow;
 mod plan_rewritten;
 mod return_addresses;
+mod shadow_areas;
+mod shadow_locks;
 mod shadow_store;
+mod shadow_tokens;
 mod signals;
 mod signing_oracle;
 mod stepped;
@@ -60,7 +64,18 @@ pub const ATTACKS: &[Case] = &[
         run: metadata_slots::all,
     },
     Case { id: "A30", title: "the limit word is forged, then managed code recurses", run: limit_forged::forged },
+    Case { id: "A31", title: "what a free list names is rewritten", run: metadata_lists::linked },
+    Case { id: "A35", title: "a consumed token is used again; two threads restore one", run: shadow_tokens::used_again },
+    Case { id: "A36", title: "one stack's token is paired with another's data", run: shadow_tokens::paired },
+    Case { id: "A37", title: "a token is forged, or a word that is none is restored", run: shadow_tokens::forged },
     Case { id: "A38", title: "a plain store to the stack's shadow stack", run: shadow_store::plain_store },
+    Case { id: "A39", title: "instructions that write a shadow stack", run: shadow_locks::instructions },
+    Case { id: "A40", title: "a suspended stack's shadow stack is unmapped; one overflows", run: shadow_areas::all },
+    Case {
+        id: "A41",
+        title: "the shadow stack is unlocked, turned off, made writable; a used token is looked for",
+        run: shadow_locks::locked,
+    },
     Case {
         id: "A42",
         title: "single-stepped through every instruction of the stubs, a signal handler walks the stack at each",

@@ -279,6 +279,16 @@ pub fn handle(signal: i32, handler: Handler, flags: i32) {
     }
 }
 
+/// The address of the handler that is installed.
+pub fn handler_of(signal: i32) -> usize {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: only asks, and fills the action when it succeeds.
+    unsafe {
+        assert_eq!(libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()), 0);
+        action.assume_init().sa_sigaction
+    }
+}
+
 /// How a child's body ended, if nothing ended it before.
 pub type Verdict = Result<Code, String>;
 
@@ -462,7 +472,7 @@ fn wait(child: i32, reader: OwnedFd, limit: Duration) -> (String, How) {
 }
 
 fn verdict(page: &Page) -> Verdict {
-    const ENDINGS: [Code; 3] = [Code::E, Code::C, Code::R];
+    const ENDINGS: [Code; 4] = [Code::E, Code::C, Code::R, Code::X];
     let byte = page.verdict.load(Relaxed);
     if let Some(&code) = ENDINGS.iter().find(|&&code| code as u8 + 1 == byte) {
         return Ok(code);

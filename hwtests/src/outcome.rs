@@ -26,6 +26,8 @@ pub enum Code {
     C,
     /// Accepted: a residual risk.
     R,
+    /// An end that the attack table spells out, by signal and si_code, or by the kernel's answer. The case judges it.
+    X,
 }
 
 impl fmt::Display for Code {
