@@ -268,6 +268,8 @@ pub unsafe fn release_raw(slot: *mut Slot) -> Result<(), Error> {
 }
 
 /// Gives the memory of idle stacks back to the system: those in this thread's cache and in the reserves. Stacks above 1 MiB are unmapped.
+/// What other threads keep stays (at most 64 stacks of a class each), and so does the memory of stacks that share pages, and that of shadow
+/// stacks: a token that is lost makes the stack useless.
 pub fn trim() {
     reserve::trim();
     single::trim();

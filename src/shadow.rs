@@ -10,7 +10,6 @@
 use crate::error::Error;
 use crate::system;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
 
 const WHAT: &str = "a shadow stack";
 const GUARD: &str = "a shadow stack's guard";
@@ -123,15 +122,16 @@ pub(crate) fn map_at(area: usize, room: usize, guard: usize) -> Result<(), Error
     Ok(())
 }
 
-/// Where the next run of areas is looked for; 0 before the first.
-static NEXT: Mutex<usize> = Mutex::new(0);
-/// How often another place is tried.
-const PLACES: usize = 64;
-
 /// Sets addresses aside for a run of adjacent areas: below where the system places mappings by itself, and next to the run before.
 /// They stay unmapped. `map_shadow_stack` replaces nothing, so whoever maps something there makes [`map_at`] fail, no more.
 #[cfg(target_os = "linux")]
 pub(crate) fn set_aside(bytes: usize) -> Result<usize, Error> {
+    use std::sync::{Mutex, PoisonError};
+    /// Where the next run of areas is looked for; 0 before the first.
+    static NEXT: Mutex<usize> = Mutex::new(0);
+    /// How often another place is tried.
+    const PLACES: usize = 64;
+
     let page = system::page_size();
     let no_room = || Error::Memory { what: WHAT, bytes, errno: libc::ENOMEM };
     let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);

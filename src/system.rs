@@ -39,6 +39,7 @@ pub(crate) static GUARD_MAPPINGS: AtomicUsize = AtomicUsize::new(0);
 /// Whether the kernel has guards that split no mapping, as far as is known.
 static CHEAP_GUARDS: AtomicU8 = AtomicU8::new(if cfg!(target_os = "linux") { UNKNOWN } else { NO });
 const UNKNOWN: u8 = 0;
+#[cfg(target_os = "linux")]
 const YES: u8 = 1;
 const NO: u8 = 2;
 
