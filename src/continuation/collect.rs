@@ -2,6 +2,7 @@
 
 use super::Cont;
 use super::node::{self, NOBODY, Node, Stage};
+use super::run;
 use crate::error::Error;
 use std::panic::Location;
 use std::sync::atomic::Ordering;
@@ -50,7 +51,7 @@ pub unsafe fn for_each_suspended(mut f: impl FnMut(&Suspended)) {
         let Some(cont) = last.handle() else { continue };
         // SAFETY: the slot is leased to the node and nobody uses it.
         let mut sp = unsafe { last.slot().as_ref() }.own.sp;
-        for (depth, node) in super::chain(last).enumerate() {
+        for (depth, node) in run::chain(last, last.first.get()).enumerate() {
             let (base, top) = node.area();
             // SAFETY: a saved frame lies there, of a stack that does not run.
             let word = |offset| unsafe { std::ptr::with_exposed_provenance::<usize>(sp + offset).read_volatile() };

@@ -16,10 +16,13 @@ use crate::abi::{Slot, slot_state};
 use crate::pac::Tampered;
 use crate::switch::{self, Thrown};
 use crate::tamper;
+use crate::thread::{self, Detached};
 use std::any::Any;
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+#[cfg(target_arch = "aarch64")]
+use std::ptr::from_ref;
 use std::ptr::null;
 
 /// What a continuation is resumed for.
@@ -154,29 +157,50 @@ unsafe fn leave(node: &Node, local: *const Local) -> ! {
     impossible(node)
 }
 
+/// What the thread notes of frames on the stacks from `last` to `first`, taken out for as long as these do not run.
+#[inline]
+pub(super) fn detached(last: &'static Node, first: &'static Node) -> Option<Detached> {
+    if !thread::has_records() {
+        return None;
+    }
+    let holds = |address| chain(last, first).any(|node| node.holds(address));
+    Detached::of_stacks(holds)
+}
+
+/// Notes it for the thread that runs them now. A call of its own, so that no thread's address is kept over a switch.
+#[cold]
+#[inline(never)]
+fn attach(detached: Detached) {
+    detached.attach();
+}
+
 /// What a continuation does when it was suspended and is resumed: `word` was passed to it.
 ///
 /// # Safety
 /// The caller runs on the node's stack and was just resumed.
 #[inline]
-pub(super) unsafe fn woken(node: &Node, word: usize) -> Woken {
+pub(super) unsafe fn woken(node: &Node, word: usize, detached: Option<Detached>) -> Woken {
     // SAFETY: what is passed towards a continuation is what its resumer waits with.
     let wait = unsafe { &*std::ptr::with_exposed_provenance::<Wait>(word) };
     let filled = node.inbox.replace(Inbox::NONE).filled;
-    match wait.request.get() {
+    let request = wait.request.get();
+    if let Some(detached) = detached
+        && !matches!(request, Request::Detach)
+    {
+        attach(detached);
+    }
+    match request {
         Request::Run => Woken::Resumed { count: filled },
-        request => {
-            if !matches!(request, Request::Detach) {
-                wait.request.set(Request::Run);
-            }
-            // SAFETY: the caller's.
-            unsafe { asked(node, wait, request) }
-        }
+        // SAFETY: the caller's.
+        request => unsafe { asked(node, wait, request) },
     }
 }
 
 #[cold]
 unsafe fn asked(node: &Node, wait: &Wait, request: Request) -> Woken {
+    if !matches!(request, Request::Detach) {
+        wait.request.set(Request::Run);
+    }
     match request {
         // SAFETY: who threw answers for the function.
         Request::Throw(f, arg) => Woken::Thrown { word: unsafe { f(arg) } },
@@ -185,6 +209,17 @@ unsafe fn asked(node: &Node, wait: &Wait, request: Request) -> Woken {
         Request::Detach => unsafe { leave(node, wait.local.get()) },
         Request::Run | Request::Start => impossible(node),
     }
+}
+
+/// The stacks of a chain, from the last to the first. Each can be given back when it was said.
+pub(super) fn chain(last: &'static Node, first: *const Node) -> impl Iterator<Item = &'static Node> {
+    let mut next = Some(last);
+    std::iter::from_fn(move || {
+        let node = next?;
+        // SAFETY: nodes are never unmapped.
+        next = if std::ptr::eq(node, first) { None } else { unsafe { node.parent.get().as_ref() } };
+        Some(node)
+    })
 }
 
 /// How a continuation's entry function ended.
@@ -204,11 +239,11 @@ const INDEX: usize = u32::MAX as usize;
 
 #[cfg(target_arch = "aarch64")]
 unsafe extern "C-unwind" {
-    fn cfi_stack_seal_entry(entry: Entry, data: usize, place: *const Node) -> u64;
+    fn cfi_stack_seal_entry(entry: Entry, data: usize, place: *const ()) -> u64;
     fn cfi_stack_call_entry(
         entry: Entry,
         data: usize,
-        place: *const Node,
+        place: *const (),
         seal: u64,
         values: *mut u64,
         count: usize,
@@ -219,7 +254,7 @@ unsafe extern "C-unwind" {
 #[cfg(target_arch = "aarch64")]
 fn seal(node: &Node, entry: Entry, data: usize) -> u64 {
     // SAFETY: computes on registers; a `Thread` exists, so that the mode is known.
-    unsafe { cfi_stack_seal_entry(entry, data, node) }
+    unsafe { cfi_stack_seal_entry(entry, data, from_ref(node).cast()) }
 }
 
 /// Calls the entry function; another one than was sealed, or another argument, ends the process.
@@ -229,7 +264,7 @@ fn seal(node: &Node, entry: Entry, data: usize) -> u64 {
 #[cfg(target_arch = "aarch64")]
 unsafe fn call(entry: Entry, node: &Node, seal: usize, values: *mut u64, count: usize) -> usize {
     // SAFETY: the caller's.
-    unsafe { cfi_stack_call_entry(entry, node.data.get(), node, seal as u64, values, count) }
+    unsafe { cfi_stack_call_entry(entry, node.data.get(), from_ref(node).cast(), seal as u64, values, count) }
 }
 
 /// Nothing is sealed on this ISA.

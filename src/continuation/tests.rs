@@ -129,3 +129,52 @@ fn another_key_domain() {
     node.domain.set(domain);
     assert_eq!(finishes(cont, 99), 0);
 }
+
+unsafe extern "C-unwind" fn manages(data: usize, values: *mut u64, _: usize) -> usize {
+    use crate::thread::{Running, current_activation};
+    let activation = crate::abi::Activation::new();
+    let record = Running::with(&activation);
+    let _ended = record.begin();
+    let mine = Some(std::ptr::NonNull::from(&activation));
+    let mut passed = [0];
+    let mut right = current_activation() == mine;
+    for _ in 0..3 {
+        right &= match data {
+            0 => suspend(1, &[], &mut passed).is_ok(),
+            // SAFETY: the function keeps to its counts.
+            inner => Thread::attach()
+                .and_then(|thread| unsafe { new(&thread, manages, inner - 1, shape()) })
+                .and_then(|inner| resume(inner, &[], &[], &mut passed))
+                .is_ok_and(|outcome| outcome == Outcome::Returned { count: 1 } && passed == [0]),
+        };
+        right &= current_activation() == mine;
+    }
+    // SAFETY: one result.
+    unsafe { *values = u64::from(!right) };
+    0
+}
+
+/// What a thread notes of managed code leaves it with the stacks that it lies on, and comes back with them.
+#[test]
+fn activations_wait_with_their_stacks() {
+    use crate::thread::current_activation;
+    let thread = Thread::attach().unwrap();
+    for depth in 0..3 {
+        // SAFETY: the function keeps to its counts.
+        let mut conts = [(); 2].map(|()| unsafe { new(&thread, manages, depth, shape()) }.unwrap());
+        let mut values = [1];
+        for turn in 0..=2 * 3_usize.pow(depth as u32 + 1) {
+            assert_eq!(current_activation(), None);
+            match resume(conts[turn % 2], &[Handler { tag: 1, on: On::Suspend }], &[], &mut values) {
+                Ok(Outcome::Suspended { cont, .. }) => conts[turn % 2] = cont,
+                other => {
+                    assert_eq!((other, values), (Ok(Outcome::Returned { count: 1 }), [0]));
+                    // SAFETY: nothing points into the other one's frames.
+                    unsafe { cancel(conts[(turn + 1) % 2], Frames::Skip) }.unwrap();
+                    break;
+                }
+            }
+        }
+        assert_eq!(current_activation(), None);
+    }
+}
