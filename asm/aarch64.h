@@ -4,6 +4,7 @@
 #define MODE_PAC_BIT    0
 #define MODE_PACGA_BIT  1
 #define MODE_SHADOW_BIT 2
+#define MODE_FULL_SEAL_BIT 4
 #define PUBLISHED_DIRECTORY 16
 #define PUBLISHED_CHUNKS    24
 

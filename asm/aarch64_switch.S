@@ -6,7 +6,7 @@
  *    when it is resumed, before the first of them is used. The chain begins with the address of the context, so that a context holds at
  *    one place only. The generation grows with each save, and the seal is erased by its use. PACGA yields 32 bits: it is chained, and
  *    compared as a whole.
- *  - Bit 63 of the identity, which is under the seal itself, asks for x19-x28 and d8-d15 too.
+ *  - A bit of the mode word, in read-only memory, asks for x19-x28 and d8-d15 too.
  *  - With a GCS the read-only directory says which data area and which shadow area a slot has, and the pc must be the one that
  *    the GCS has.
  *
@@ -43,7 +43,6 @@
 #define OWN             0
 #define RESUMER         32
 #define IDENTITY        64
-#define FULL_SEAL_BIT   63
 #define TOP             80
 #define SLOT_SHADOW_TOP 88
 #define CHUNK           96
@@ -127,7 +126,7 @@
         str     x5, [x4, #GENERATION]
         ldr     x6, [\slot, #IDENTITY]
         CHAIN   x4, \sp, \pc, \fp, x6, x5
-        tbz     x6, #FULL_SEAL_BIT, LOCAL(short\@)
+        tbz     x15, #MODE_FULL_SEAL_BIT, LOCAL(short\@)
         CHAIN_CALLEE_SAVED x5
 LOCAL(short\@):
         str     x16, [x4, #SEAL]
@@ -160,7 +159,7 @@ LOCAL(sealed\@):
         cmp     x17, x5
         b.eq    LOCAL(fresh\@)
         .endif
-        tbz     x6, #FULL_SEAL_BIT, LOCAL(short\@)
+        tbz     x15, #MODE_FULL_SEAL_BIT, LOCAL(short\@)
         CHAIN_CALLEE_SAVED x5
         .if \fresh
         b       LOCAL(short\@)
@@ -214,7 +213,6 @@ LOCAL(verified\@):
         ldr     x16, [x8, #CHUNK_IDENTITY]
         add     x12, x12, x16
         ldr     x16, [\slot, #IDENTITY]
-        and     x16, x16, #~(1 << FULL_SEAL_BIT)
         cmp     x12, x16
         b.ne    LOCAL(unbound)
         .endm

@@ -114,7 +114,7 @@ impl<R: 'static, S: Stack + 'static> StackFuture<R, S> {
     where
         F: FnOnce() -> R + 'static,
     {
-        published::note_managed()?;
+        published::add_mode(published::MODE_MANAGED)?;
         let on_stack = move |yielder: &Lender, lent| {
             lend(yielder, lent);
             f()

@@ -28,7 +28,7 @@ pub enum Word {
     ResumerToken = offset_of!(Slot, resumer) + offset_of!(Context, token),
     /// Its generation.
     ResumerGeneration = offset_of!(Slot, resumer) + offset_of!(Context, generation),
-    /// The slot's identity; bit 63 asks for the full seal on arm64.
+    /// The slot's identity.
     Identity = offset_of!(Slot, identity),
     /// Lowest usable address.
     Base = offset_of!(Slot, base),
@@ -161,11 +161,12 @@ pub mod forced {
     }
 }
 
-/// Asks for the full seal (x19-x28, d8-d15 on arm64) of what is prepared on the slot from now on.
+/// Has callee-saved registers sealed from now on, also when stacks were made before.
 ///
 /// # Safety
-/// Nothing is prepared on it.
-pub unsafe fn ask_full_seal(slot: NonNull<Slot>) {
-    // SAFETY: the caller's.
-    unsafe { switch::set_full_seal(slot, true) }
+/// Nothing is prepared or suspended: what was sealed without them would not hold.
+pub unsafe fn ask_full_seal(_: NonNull<Slot>) {
+    if let Err(error) = crate::published::add_mode(crate::published::MODE_FULL_SEAL) {
+        panic!("{error}");
+    }
 }

@@ -32,6 +32,8 @@ pub(crate) const MODE_PACGA: u64 = 2;
 pub(crate) const MODE_SHADOW: u64 = 4;
 /// Mode bit: growable stacks were made, so that a thread may have managed frames.
 pub(crate) const MODE_MANAGED: u64 = 8;
+/// Mode bit: callee-saved registers are sealed with a context too.
+pub(crate) const MODE_FULL_SEAL: u64 = 16;
 /// Mode bit: the mode word was set.
 pub(crate) const MODE_SET: u64 = 1 << 63;
 
@@ -132,14 +134,14 @@ pub(crate) fn set_mode(mode: u64) -> Result<(), Error> {
     place(Words { mode: words.mode | mode | MODE_SET, ..words })
 }
 
-/// Notes in the mode word that growable stacks are made, or futures that have stacks: threads keep records then, which follow their stacks.
-pub(crate) fn note_managed() -> Result<(), Error> {
-    if mode() & MODE_MANAGED != 0 {
+/// Adds a bit to the mode word, for good: [`MODE_MANAGED`] or [`MODE_FULL_SEAL`].
+pub(crate) fn add_mode(bit: u64) -> Result<(), Error> {
+    if mode() & bit == bit {
         return Ok(());
     }
     let _only_one = UPDATE.lock().unwrap_or_else(PoisonError::into_inner);
     let words = cfi_stack_published.fields.words();
-    place(Words { mode: words.mode | MODE_MANAGED, ..words })
+    place(Words { mode: words.mode | bit, ..words })
 }
 
 /// Says where the chunk directory lies and how many entries it has. On an error what stood there stays.

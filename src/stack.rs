@@ -89,7 +89,7 @@ impl Stack {
     /// [`Error::Policy`], [`Error::Memory`]; nothing stays mapped.
     pub fn new(thread: &Thread, policy: Policy) -> Result<Stack, Error> {
         policy.validate(page_size())?;
-        published::note_managed()?;
+        published::add_mode(published::MODE_MANAGED)?;
         let identity = IDENTITIES.fetch_add(1, Ordering::Relaxed);
         let generation = 1;
         let segment = Segment::map(policy.initial, policy.guard, identity, generation)?;
