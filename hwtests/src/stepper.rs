@@ -56,6 +56,13 @@ impl Code {
     }
 }
 
+impl Code {
+    /// An address in it, in words.
+    pub fn at(&self, pc: usize) -> String {
+        format!("{} + {:#x}", self.name, pc.wrapping_sub(self.place.start))
+    }
+}
+
 /// What the stepped process, its tracer and the parent share. Zero is its initial state.
 #[repr(C)]
 struct Shared {
@@ -142,7 +149,7 @@ pub fn run(codes: &[Code], body: impl FnOnce() -> Verdict) -> (End, Vec<Stepped>
     (end, stepped.collect())
 }
 
-/// The registers at a boundary.
+/// A boundary, and the registers there.
 pub struct Boundary {
     /// Which of the codes this is.
     pub index: usize,
@@ -150,6 +157,10 @@ pub struct Boundary {
     pub pc: usize,
     /// The frame pointer.
     pub fp: usize,
+    /// The first three argument registers.
+    pub arguments: [usize; 3],
+    /// r13, x21: where the oldest frame of a pooled stack has the slot's address.
+    pub slot: usize,
 }
 
 /// What runs at a boundary, in a signal handler that has interrupted none of Rust's code.
@@ -160,11 +171,12 @@ thread_local! {
 }
 
 fn visit(shared: &Shared, context: &libc::ucontext_t) {
-    let (pc, fp) = mechanism::registers(context);
-    if let Some(index) = shared.find(pc) {
-        shared.count(index, pc);
+    let mut boundary = mechanism::boundary(context);
+    if let Some(index) = shared.find(boundary.pc) {
+        shared.count(index, boundary.pc);
+        boundary.index = index;
         if let Some(visitor) = VISITOR.get() {
-            visitor(&Boundary { index, pc, fp });
+            visitor(&boundary);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! delivered, whose handler is the visitor, lets the handler run up to the end of its `rt_sigreturn`, and steps on from there.
 //! Elsewhere the process runs freely: breakpoints stand where it can come back to the code that is watched.
 
-use super::{Verdict, shared, visit};
+use super::{Boundary, Verdict, shared, visit};
 use crate::child::{self, End};
 use crate::class::Class;
 use std::fs::File;
@@ -31,8 +31,15 @@ pub fn unavailable(class: &Class) -> Option<&'static str> {
     class.user_mode_emulator.then_some("QEMU's user mode has no ptrace, and arm64 no other single step for user code")
 }
 
-pub(super) fn registers(context: &libc::ucontext_t) -> (usize, usize) {
-    (context.uc_mcontext.pc as usize, context.uc_mcontext.regs[29] as usize)
+pub(super) fn boundary(context: &libc::ucontext_t) -> Boundary {
+    let registers = &context.uc_mcontext.regs;
+    Boundary {
+        index: 0,
+        pc: context.uc_mcontext.pc as usize,
+        fp: registers[29] as usize,
+        arguments: [0, 1, 2].map(|index: usize| registers[index] as usize),
+        slot: registers[21] as usize,
+    }
 }
 
 extern "C" fn visited(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -50,6 +57,7 @@ pub(super) fn arm() {
 /// The tracer is the child that the parent knows: it ends as the stepped process did.
 pub(super) fn run(body: impl FnOnce() -> Verdict) -> End {
     child::run(|| {
+        stay_on_one_cpu();
         // SAFETY: this process has one thread.
         match unsafe { libc::fork() } {
             0 => {
@@ -61,6 +69,16 @@ pub(super) fn run(body: impl FnOnce() -> Verdict) -> End {
             _ => Err(format!("fork: {}", std::io::Error::last_os_error())),
         }
     })
+}
+
+/// Tracer and traced take turns thousands of times: two CPUs would only wait for each other.
+fn stay_on_one_cpu() {
+    // SAFETY: a zeroed set is a valid one; the call reads it. Failure costs time alone.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(usize::try_from(libc::sched_getcpu()).unwrap_or(0), &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set);
+    }
 }
 
 /// Where a traced process has stopped.

@@ -1,6 +1,6 @@
 //! x86-64: the trap flag. The kernel clears it for a handler and restores it when the handler returns.
 
-use super::{Verdict, shared, visit};
+use super::{Boundary, Verdict, shared, visit};
 use crate::child::{self, End};
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -23,9 +23,15 @@ pub(super) fn run(body: impl FnOnce() -> Verdict) -> End {
     child::run(body)
 }
 
-pub(super) fn registers(context: &libc::ucontext_t) -> (usize, usize) {
-    let registers = &context.uc_mcontext.gregs;
-    (registers[libc::REG_RIP as usize] as usize, registers[libc::REG_RBP as usize] as usize)
+pub(super) fn boundary(context: &libc::ucontext_t) -> Boundary {
+    let register = |index: i32| context.uc_mcontext.gregs[index as usize] as usize;
+    Boundary {
+        index: 0,
+        pc: register(libc::REG_RIP),
+        fp: register(libc::REG_RBP),
+        arguments: [libc::REG_RDI, libc::REG_RSI, libc::REG_RDX].map(register),
+        slot: register(libc::REG_R13),
+    }
 }
 
 extern "C" fn trapped(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
