@@ -64,6 +64,8 @@ pub mod probe;
 #[cfg(cfi_stack_native)]
 mod published;
 #[cfg(cfi_stack_native)]
+mod sanitizer;
+#[cfg(cfi_stack_native)]
 mod shadow;
 #[cfg(cfi_stack_native)]
 mod slab;

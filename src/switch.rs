@@ -7,7 +7,7 @@ pub(crate) mod inlined;
 
 use crate::abi::Slot;
 use crate::pac::Tampered;
-use crate::tamper;
+use crate::{sanitizer, tamper};
 use std::ptr::NonNull;
 
 /// What a resumed stack gave back.
@@ -92,7 +92,10 @@ pub(crate) unsafe fn set_full_seal(slot: NonNull<Slot>, full: bool) {
 /// `slot` is leased, nothing is on its stack, and the caller alone uses it.
 pub(crate) unsafe fn prepare(slot: NonNull<Slot>, entry: Entry, data: usize) {
     // SAFETY: the caller's; the stub writes the slot's own context and the top of its stack.
-    unsafe { cfi_stack_prepare(slot.as_ptr(), entry, data) }
+    unsafe {
+        let (entry, data) = sanitizer::prepared(slot, entry, data);
+        cfi_stack_prepare(slot.as_ptr(), entry, data)
+    }
 }
 
 /// Resumes a stack: runs it until it suspends or finishes.
@@ -113,7 +116,12 @@ pub(crate) unsafe fn resume(slot: NonNull<Slot>, arg: usize) -> Passed {
 #[inline(always)]
 pub(crate) unsafe fn resume_through(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize) -> Passed {
     // SAFETY: the caller's; the stub keeps what the platform's C convention says.
-    unsafe { switch!(cfi_stack_resume, last.as_ptr(), first.as_ptr(), arg) }
+    unsafe {
+        let left = sanitizer::resumes(last);
+        let passed = switch!(cfi_stack_resume, last.as_ptr(), first.as_ptr(), arg);
+        sanitizer::is_back(left);
+        passed
+    }
 }
 
 /// [`resume`] for code that never changes the floating-point control registers.
@@ -137,7 +145,12 @@ pub(crate) unsafe fn resume_through_without_fp_control(
     arg: usize,
 ) -> Passed {
     // SAFETY: the caller's.
-    unsafe { switch!(cfi_stack_resume_without_fp_control, last.as_ptr(), first.as_ptr(), arg) }
+    unsafe {
+        if sanitizer::is_told() {
+            return resume_through(last, first, arg);
+        }
+        switch!(cfi_stack_resume_without_fp_control, last.as_ptr(), first.as_ptr(), arg)
+    }
 }
 
 /// Suspends the stack that runs and passes `arg` to its resumer. Returns what the next resume passes.
@@ -157,7 +170,12 @@ pub(crate) unsafe fn suspend(slot: NonNull<Slot>, arg: usize) -> usize {
 #[inline(always)]
 pub(crate) unsafe fn suspend_through(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize) -> usize {
     // SAFETY: the caller's.
-    unsafe { switch!(cfi_stack_suspend, last.as_ptr(), first.as_ptr(), arg) }.value
+    unsafe {
+        sanitizer::suspends(last, first);
+        let passed = switch!(cfi_stack_suspend, last.as_ptr(), first.as_ptr(), arg);
+        sanitizer::is_resumed(last, first);
+        passed.value
+    }
 }
 
 /// [`suspend`] for code that never changes the floating-point control registers.
@@ -181,7 +199,12 @@ pub(crate) unsafe fn suspend_through_without_fp_control(
     arg: usize,
 ) -> usize {
     // SAFETY: the caller's.
-    unsafe { switch!(cfi_stack_suspend_without_fp_control, last.as_ptr(), first.as_ptr(), arg) }.value
+    unsafe {
+        if sanitizer::is_told() {
+            return suspend_through(last, first, arg);
+        }
+        switch!(cfi_stack_suspend_without_fp_control, last.as_ptr(), first.as_ptr(), arg).value
+    }
 }
 
 /// Suspends `from`, which runs, and runs `to` in its stead, for the same resumer.
@@ -191,7 +214,12 @@ pub(crate) unsafe fn suspend_through_without_fp_control(
 #[inline(always)]
 pub(crate) unsafe fn switch_to(from: NonNull<Slot>, to: NonNull<Slot>, arg: usize) -> usize {
     // SAFETY: the caller's.
-    unsafe { switch!(cfi_stack_switch_to, from.as_ptr(), to.as_ptr(), arg) }.value
+    unsafe {
+        sanitizer::switches(from, to);
+        let passed = switch!(cfi_stack_switch_to, from.as_ptr(), to.as_ptr(), arg);
+        sanitizer::is_resumed(from, from);
+        passed.value
+    }
 }
 
 /// What [`throw`] calls.
@@ -205,7 +233,10 @@ pub type Thrown = unsafe extern "C-unwind" fn(usize) -> usize;
 #[inline(always)]
 pub(crate) unsafe fn throw(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize, f: Thrown) -> Passed {
     // SAFETY: the caller's.
-    unsafe { switch!(cfi_stack_throw, last.as_ptr(), first.as_ptr(), arg, f) }
+    sanitizer::cancelled(slot);
+    unsafe {
+        sanitizer::throws(last, first, arg, f, |arg, f| switch!(cfi_stack_throw, last.as_ptr(), first.as_ptr(), arg, f))
+    }
 }
 
 /// Drops the frames of a suspended stack, or of one that never ran; nothing of them runs. Its shadow stack is empty afterwards.
