@@ -82,7 +82,8 @@
         .text
 
 /* The registers of the caller onto its stack, as every saved frame has them. With \fp the control words in force are also in
-   r8d and r9d. */
+   r8d and r9d. Without, an x87 control word of 0 says that there are none: bit 6 of a real one is always set (Intel SDM vol. 1,
+   "x87 FPU Control Word": reserved, reads 1). */
         .macro SAVE_FRAME fp
         .cfi_startproc
         .cfi_signal_frame
@@ -112,13 +113,20 @@
         fnstcw  F_X87(%rsp)
         mov     F_MXCSR(%rsp), %r8d
         movzwl  F_X87(%rsp), %r9d
+        .else
+        movw    $0, F_X87(%rsp)
         .endif
         .endm
 
 /* The registers of the frame at rsp, except its pc, which is left at rsp. Loading a control word is slow and it seldom differs. Of MXCSR only
-   the control bits are kept over a call (x86-64 psABI, "Registers"); its status flags differ often. Clobbers r8 r9. */
+   the control bits are kept over a call (x86-64 psABI, "Registers"); its status flags differ often. With \fp = 2 the
+   frame may have none. Clobbers r8 r9. */
         .macro LOAD_FRAME fp
         .if \fp
+        .if \fp > 1
+        cmpw    $0, F_X87(%rsp)
+        je      .Lsame_x87\@
+        .endif
         xor     F_MXCSR(%rsp), %r8d
         test    $~MXCSR_STATUS, %r8d
         jz      .Lsame_mxcsr\@
@@ -433,7 +441,7 @@ cfi_stack_base_return:
         mov     %r14, %rsp
         .cfi_def_cfa %rsp, FRAME
         mov     %rdx, %rax
-        LOAD_FRAME 1
+        LOAD_FRAME 2
         add     $8, %rsp
         .cfi_def_cfa_offset 0
         .cfi_register %rip, %rcx
@@ -443,7 +451,7 @@ cfi_stack_base_return:
 1:      mov     RESUMER + SP(%rdi), %rsp
         .cfi_def_cfa %rsp, FRAME
         mov     %rdx, %rax
-        LOAD_FRAME 1
+        LOAD_FRAME 2
         pop     %rcx
         .cfi_def_cfa_offset 0
         .cfi_register %rip, %rcx

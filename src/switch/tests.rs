@@ -108,3 +108,27 @@ fn what_is_thrown_returns_where_the_stack_was_suspended() {
         cancel(lease.slot());
     }
 }
+
+unsafe extern "C" fn ends(arg: usize, _: usize, _: *mut Slot) -> usize {
+    arg
+}
+
+/// Fills what will be the frame of the next call.
+#[inline(never)]
+fn soil_the_stack() {
+    std::hint::black_box(&mut [u64::MAX; 256]);
+}
+
+#[test]
+fn a_stack_that_ends_loads_no_control_words_from_a_frame_without() {
+    let _thread = crate::thread::Thread::attach().unwrap();
+    let lease = pool::lease(16 << 10).unwrap();
+    for round in 0..3 {
+        // SAFETY: as above.
+        unsafe {
+            prepare(lease.slot(), ends, 0);
+            soil_the_stack();
+            assert_eq!(resume_without_fp_control(lease.slot(), round), Passed { value: round, finished: true });
+        }
+    }
+}
