@@ -4,8 +4,8 @@
  * A word of caution, besides the one in aarch64.S. What a suspended stack left in memory may have been rewritten since:
  *  - pc, sp, fp, identity and generation are sealed by a PACGA chain from registers when it is left, and checked in registers
  *    when it is resumed, before the first of them is used. The chain begins with the address of the context, so that a context holds at
- *    one place only. The generation grows with each save, and the seal is erased by its use. PACGA yields 32 bits: it is chained, and
- *    compared as a whole.
+ *    one place only. The generation grows with each save and each use, and the seal is erased by its use. PACGA yields 32 bits: it is
+ *    chained, and compared as a whole.
  *  - A bit of the mode word, in read-only memory, asks for x19-x28 and d8-d15 too.
  *  - With a GCS the read-only directory says which data area and which shadow area a slot has, and the pc must be the one that
  *    the GCS has.
@@ -134,7 +134,8 @@ LOCAL(sealed\@):
         .endm
 
 /* x9 sp, x11 fp, x17 pc, x10 token and the callee-saved registers of \slot's \context; traps unless its seal holds for just
-   these, and erases it. x15 is the mode word. With \fresh the stack may be one that never ran. Clobbers x4-x7 x16, flags. */
+   these. Erases it and counts the generation on, so that who puts the seal back needs the generation too. x15 is the mode word.
+   With \fresh the stack may be one that never ran. Clobbers x4-x8 x16, flags. */
         .macro VERIFY_CONTEXT slot, context, fresh
         add     x4, \slot, #\context
         ldr     x9, [x4, #SP]
@@ -155,12 +156,12 @@ LOCAL(sealed\@):
         ldr     x7, [x4, #SEAL]
         CHAIN   x4, x9, x17, x11, x6, x5
         .if \fresh
-        adr     x5, LOCAL(first)
-        cmp     x17, x5
+        adr     x8, LOCAL(first)
+        cmp     x17, x8
         b.eq    LOCAL(fresh\@)
         .endif
         tbz     x15, #MODE_FULL_SEAL_BIT, LOCAL(short\@)
-        CHAIN_CALLEE_SAVED x5
+        CHAIN_CALLEE_SAVED x8
         .if \fresh
         b       LOCAL(short\@)
 LOCAL(fresh\@):                         /* entry, data, slot */
@@ -173,6 +174,8 @@ LOCAL(short\@):
         b.eq    LOCAL(holds\@)
         brk     #BRK_GA
 LOCAL(holds\@):
+        add     x5, x5, #1
+        str     x5, [x4, #GENERATION]
         str     xzr, [x4, #SEAL]
 LOCAL(verified\@):
         .endm
@@ -228,6 +231,16 @@ LOCAL(verified\@):
         b.lo    LOCAL(unbound)
         cmp     x10, x7
         b.hs    LOCAL(unbound)
+        .endm
+
+/* x7: 0 where the token at x10 says that nothing is on the GCS which ends at x7. Then the stack never ran, and x17 must be `first`: any
+   other pc would return from an empty GCS. Clobbers x16, flags. */
+        .macro NEVER_RAN
+        add     x16, x10, #8
+        subs    x7, x16, x7
+        adr     x16, LOCAL(first)
+        ccmp    x17, x16, #4, eq        /* nothing on it: is it first? else: equal */
+        b.ne    LOCAL(unbound)
         .endm
 
 /* Branches to \off where this thread has no GCS. A process that never had one is spared the question. Clobbers x16. */
@@ -403,8 +416,7 @@ FUNC SYM(cfi_stack_resume)
         UNLESS_SHADOW 1f
         BIND    x0
         WITHIN
-        add     x16, x10, #8
-        sub     x7, x16, x7             /* 0: nothing on its GCS, it never ran */
+        NEVER_RAN
         CHANGE_SHADOW x1, RESUMER
         cbz     x7, 1f
         POP_SHADOW_PC
@@ -485,8 +497,7 @@ FUNC SYM(cfi_stack_switch_to)
         UNLESS_SHADOW 1f
         BIND    x1
         WITHIN
-        add     x16, x10, #8
-        sub     x7, x16, x7
+        NEVER_RAN
         CHANGE_SHADOW x0, OWN
         cbz     x7, 1f
         POP_SHADOW_PC

@@ -435,6 +435,7 @@ cfi_stack_base_return:
         VERIFY_RESUMER %rdi
         sub     $8, %rax
         mov     %rax, OWN + CTX_TOKEN(%rdi)
+        movq    $0, OWN + SP(%rdi)      /* no frame: whoever resumes it is told */
         movzwl  -16(%rsp), %r9d
         CHANGE_SHADOW
         POP_SHADOW_PC
