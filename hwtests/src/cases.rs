@@ -1,6 +1,19 @@
 //! The attack battery: one function per case of the attack table.
 
 mod bad_layouts;
+mod context_copied;
+mod context_entry;
+mod context_exchange;
+mod context_faces;
+mod context_looking;
+mod context_over;
+mod context_pc;
+mod context_registers;
+mod context_replay;
+mod context_reused;
+mod context_scene;
+mod context_sp;
+mod context_twice;
 mod destination;
 mod failure_injection;
 mod frame_chain;
@@ -35,6 +48,30 @@ pub struct Case {
 
 /// The attacks.
 pub const ATTACKS: &[Case] = &[
+    Case { id: "A01", title: "a bit of a saved pc is flipped", run: context_pc::flipped },
+    Case { id: "A02", title: "a saved stack pointer is changed", run: context_sp::changed },
+    Case { id: "A03", title: "a saved frame pointer is changed", run: context_registers::frame_pointer },
+    Case { id: "A04", title: "a saved callee-saved register is changed", run: context_registers::callee_saved },
+    Case { id: "A05", title: "the contexts of two stacks are exchanged", run: context_exchange::swapped },
+    Case {
+        id: "A06a",
+        title: "a context of an earlier suspension is put back, the generation intact",
+        run: context_replay::generation_intact,
+    },
+    Case {
+        id: "A06b",
+        title: "a context of an earlier suspension is put back with its generation",
+        run: context_replay::with_generation,
+    },
+    Case { id: "A07", title: "one context is resumed twice", run: context_twice::used_twice },
+    Case {
+        id: "A08",
+        title: "a stack that ended, was cancelled or never was is resumed",
+        run: context_over::resumed_after_the_end,
+    },
+    Case { id: "A09", title: "what a stack will run first is overwritten", run: context_entry::overwritten },
+    Case { id: "A10", title: "a context is copied to another place and resumed there", run: context_copied::elsewhere },
+    Case { id: "A13", title: "a context of a stack's former life is put back", run: context_reused::contexts },
     Case {
         id: "A14",
         title: "a frame's return address is copied into another frame before a migration",

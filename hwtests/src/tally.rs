@@ -51,12 +51,17 @@ impl<'a> Tally<'a> {
 
     /// An attack that must end in one of `allowed`.
     pub fn attack(&mut self, what: &str, end: &End, allowed: &[Code]) -> Option<Code> {
+        self.attack_of_many(what, what, end, allowed)
+    }
+
+    /// One of many attacks alike, which the report counts under the name of all; `what` is its own.
+    pub fn attack_of_many(&mut self, all: &str, what: &str, end: &End, allowed: &[Code]) -> Option<Code> {
         self.tries += 1;
         progress::tick(what);
         match end.code(self.class) {
             Ok(code) if allowed.contains(&code) => {
                 self.note(code, end);
-                self.passed.push((code, what.into()));
+                self.passed.push((code, all.into()));
                 Some(code)
             }
             Ok(code) => {
@@ -144,10 +149,20 @@ impl<'a> Tally<'a> {
         let more = self.wrong.len().saturating_sub(SHOWN);
         let mut reason = if right { self.said } else { self.wrong };
         for code in self.codes.iter().filter(|_| right) {
-            let whats: Vec<_> =
-                self.passed.iter().filter(|(of, _)| of == code).map(|(_, what)| what.as_str()).collect();
+            let of_code = || self.passed.iter().filter(|(of, _)| of == code).map(|(_, what)| what.as_str());
+            let mut whats: Vec<(&str, usize)> = Vec::new();
+            for what in of_code() {
+                match whats.iter_mut().find(|(name, _)| *name == what) {
+                    Some((_, count)) => *count += 1,
+                    None => whats.push((what, 1)),
+                }
+            }
             if !whats.is_empty() {
-                reason.push(format!("{code} ×{}: {}", whats.len(), whats.join("; ")));
+                let names = whats.iter().map(|(what, count)| match count {
+                    1 => (*what).to_owned(),
+                    _ => format!("{what} ×{count}"),
+                });
+                reason.push(format!("{code} ×{}: {}", of_code().count(), names.collect::<Vec<_>>().join("; ")));
             }
         }
         if !right && more > 0 {
