@@ -132,6 +132,8 @@ pub(crate) unsafe fn prepare(slot: NonNull<Slot>, entry: Entry, data: usize) {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) unsafe fn waits_at(slot: NonNull<Slot>) -> Option<usize> {
+    // The mode decides, not the slot alone: whoever writes the slot would turn every check off.
+    unless_clear!(published::MODE_SHADOW, { return None });
     // SAFETY: the caller's.
     let word = unsafe { (*slot.as_ptr()).own.seal } as usize;
     (word & WAITS != 0).then_some(word)
