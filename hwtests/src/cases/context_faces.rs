@@ -8,6 +8,7 @@ use cfi_stack::continuation::{self, Cont, Handler, On, Outcome, Shape};
 use cfi_stack::coroutine::stack::Stack;
 use cfi_stack::coroutine::{Coroutine, CoroutineResult, DefaultStack, Yielder};
 use cfi_stack::pool;
+use cfi_stack::probe::Word;
 use cfi_stack::thread::Thread;
 
 /// A visitor (see [`super::context_scene`]) as a coroutine, with the slot that it runs on.
@@ -73,10 +74,16 @@ impl Visitor {
         Ok(Code::C)
     }
 
-    /// The words of the coroutine itself, by which the face knows how far it has come.
-    pub fn words(&self) -> Memory {
+    /// The words by which the face knows how far it has come: the slot's state, and the coroutine itself.
+    pub fn words(&self) -> (u64, Memory) {
         let start = (&raw const self.coroutine).expose_provenance();
-        Memory::of(start, start + size_of_val(&self.coroutine))
+        (self.target.read(Word::ChunkAndState), Memory::of(start, start + size_of_val(&self.coroutine)))
+    }
+
+    /// Sets them back.
+    pub fn set_back(&self, (state, coroutine): &(u64, Memory)) {
+        self.target.write(Word::ChunkAndState, *state);
+        coroutine.put_back();
     }
 
     /// What it gives is this error.

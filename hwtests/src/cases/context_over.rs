@@ -73,7 +73,7 @@ fn coroutine(ran: bool, over: CoroutineOver, rewrite: bool) -> Verdict {
     let words = visitor.words();
     over(&mut visitor)?;
     if rewrite {
-        words.put_back();
+        visitor.set_back(&words);
     }
     visitor.is_refused(&Error::Finished)?;
     // Its stack can be used again.

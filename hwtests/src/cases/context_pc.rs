@@ -8,11 +8,11 @@ use super::context_scene::{
     SAME, Scene, Side, Target, attacked_resumer, attacked_suspended, change, nothing_looks, resume, sealed_or,
     to_the_end,
 };
-use crate::child::{Verdict, run};
-use crate::class::Class;
+use crate::child::{Verdict, end, run};
+use crate::class::{Class, Column};
 use crate::outcome::{Code, Report};
 use crate::tally::Tally;
-use cfi_stack::probe::frame;
+use cfi_stack::probe::{Word, frame};
 
 /// A01.
 pub fn flipped(class: &Class) -> Report {
@@ -36,7 +36,24 @@ pub fn flipped(class: &Class) -> Report {
             tally.attack_of_many(what, &format!("{what}, bit {bit}"), &end, &[code]);
         }
     }
+    if class.column() == Column::Cet {
+        // Where nothing is enforced these two words decide where a coroutine goes on. Here the second is the token's address.
+        let inlined = run(|| attacked_coroutine(|at| at.write(Word::OwnSeal, at.read(Word::OwnSp) | 8)));
+        tally.attack("coroutine, as if nothing were enforced", &inlined, &[Code::C]);
+        let inlined = run(|| {
+            attacked_coroutine(|at| {
+                at.write(Word::OwnSeal, at.read(Word::OwnSp) | 8);
+                at.write(Word::OwnToken, chosen as *const () as u64);
+            })
+        });
+        tally.attack("coroutine, as if nothing were enforced, and a pc", &inlined, &[Code::K]);
+    }
     tally.report()
+}
+
+/// Where the attacker wants it to go on.
+extern "C" fn chosen() {
+    end(Code::R)
 }
 
 fn attacked_ready(attack: impl FnOnce(Target)) -> Verdict {

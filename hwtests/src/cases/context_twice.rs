@@ -1,9 +1,9 @@
 //! A07: one context is resumed twice.
 //!
-//! The faces refuse it: a handle of a continuation is consumed by its first use (E), and safe Rust cannot resume a coroutine that runs, since
-//! who resumed it has it borrowed. Forced past them, a stack that runs is resumed by another one, or by itself. Its context was used: on
-//! arm64 the seal is gone and the generation counted on, so that the seal does not help who puts it back; on x86 its token is none any
-//! more. With the generation it is A06b.
+//! The faces refuse it (E): a handle of a continuation is consumed by its first use, and a coroutine that runs is busy, for an alias that only
+//! unsafe code can have. Forced past them, a stack that runs is resumed by another one, or by itself. Its context was used: on arm64 the
+//! seal is gone and the generation counted on, so that the seal does not help who puts it back; on x86 its token is none any more. With
+//! the generation it is A06b.
 
 use super::context_faces::{Continued, Visitor, is_consumed};
 use super::context_scene::{
@@ -13,7 +13,8 @@ use crate::child::{Verdict, end, run};
 use crate::class::{Class, Column};
 use crate::outcome::{Code, Report};
 use crate::tally::Tally;
-use std::cell::Cell;
+use cfi_stack::Error;
+use std::cell::{Cell, RefCell};
 use std::ptr::null_mut;
 use std::rc::Rc;
 
@@ -28,6 +29,7 @@ enum Help {
 /// A07.
 pub fn used_twice(class: &Class) -> Report {
     let mut tally = Tally::new(class);
+    tally.attack("a running coroutine", &run(|| running_coroutine(false)), &[Code::E]);
     tally.attack("a continuation's consumed handle", &run(consumed), &[Code::E]);
     if class.column() == Column::Bare {
         tally.say("forced: not shown without PAC and without a shadow stack");
@@ -40,24 +42,34 @@ pub fn used_twice(class: &Class) -> Report {
     let code = if class.column() == Column::Pac { Code::R } else { Code::S };
     let what = "stack, seal and generation put back";
     tally.attack(what, &run(|| twice(Some(Help::GenerationToo))), &[code]);
-    tally.attack("a running coroutine", &run(running_coroutine), &[sealed_or(class, Code::S)]);
+    let end = run(|| running_coroutine(true));
+    tally.attack("a running coroutine, its words set back", &end, &[sealed_or(class, Code::S)]);
     tally.report()
 }
 
 /// A coroutine that resumes itself while it runs.
-fn running_coroutine() -> Verdict {
+fn running_coroutine(set_back: bool) -> Verdict {
     let _scene = Scene::new()?;
     let itself: Rc<Cell<*mut Visitor>> = Rc::new(Cell::new(null_mut()));
-    let place = itself.clone();
+    let words = Rc::new(RefCell::new(None));
+    let refused = Rc::new(Cell::new(false));
+    let (place, kept, note) = (itself.clone(), words.clone(), refused.clone());
     // The context used lies far below the frames that use it again.
     let mut visitor = Visitor::suspended(200, move || {
-        // SAFETY: none: an alias that safe code cannot have. The process is expected to end.
-        let got = unsafe { (*place.get()).coroutine.try_resume(10) };
-        panic!("it came back: {got:?}");
+        let visitor = place.get();
+        // SAFETY: it lives, and nobody looks at it while it runs but this alias, which safe code cannot have.
+        unsafe {
+            if let Some(words) = kept.take().filter(|_| set_back) {
+                (*visitor).set_back(&words);
+            }
+            note.set((*visitor).is_refused(&Error::Busy).is_ok());
+        }
     })?;
+    words.replace(Some(visitor.words()));
     itself.set(&raw mut visitor);
     // SAFETY: as above.
-    unsafe { (*itself.get()).to_the_end() }
+    unsafe { (*itself.get()).to_the_end() }?;
+    if refused.get() { Ok(Code::E) } else { Err("it was not refused".into()) }
 }
 
 /// A continuation goes on by its present handle, however often the others are tried.
