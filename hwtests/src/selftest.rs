@@ -1,7 +1,7 @@
 //! The self-test: what must work on every CPU class, whether it enforces anything or not.
 
-mod backtraces;
 mod continuations;
+mod backtraces;
 mod faults;
 mod growth;
 mod leaks;
