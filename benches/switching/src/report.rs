@@ -226,10 +226,12 @@ fn callgrind(group: &str, library: &str) -> Result<f64, String> {
 
 fn print_table(group: &Group, lines: &[Line]) {
     println!("{}: {}", group.name, group.what);
-    let ours = lines.iter().find(|line| line.library == OURS).and_then(|line| number(&line.result));
+    let ours = lines.iter().find(|line| line.library == OURS).and_then(|line| numbers(&line.result));
     for Line { library, result } in lines {
-        let ratio = match (ours, number(result)) {
-            (Some(ours), Some(theirs)) if *library != OURS => format!("   ours is {:.2} of it", ours / theirs),
+        let ratio = match (ours, numbers(result)) {
+            (Some(ours), Some(theirs)) if *library != OURS => {
+                format!("   ours is {:.2} of it ({:.2})", ours.median / theirs.median, ours.least / theirs.least)
+            }
             _ => String::new(),
         };
         match result {
@@ -243,10 +245,11 @@ fn print_table(group: &Group, lines: &[Line]) {
     }
 }
 
-fn number(result: &Outcome) -> Option<f64> {
-    match result {
-        Outcome::Time(time) => Some(time.median),
-        Outcome::Instructions(count) => Some(*count),
+/// A count is both: it is the same each time.
+fn numbers(result: &Outcome) -> Option<Nanoseconds> {
+    match *result {
+        Outcome::Time(time) => Some(time),
+        Outcome::Instructions(count) => Some(Nanoseconds { median: count, least: count }),
         Outcome::Failed(_) | Outcome::Skipped(_) => None,
     }
 }
