@@ -1,6 +1,7 @@
 //! The self-test: what must work on every CPU class, whether it enforces anything or not.
 
 mod continuations;
+mod coroutines;
 mod backtraces;
 mod faults;
 mod growth;
@@ -44,4 +45,11 @@ pub const SELFTESTS: &[Case] = &[
     Case { id: "S18", title: "stacks of a slab have guards, idle tokens and one mapping", run: slabs::neighbours },
     Case { id: "S20", title: "random programs over continuations against a model", run: continuations::random },
     Case { id: "S21", title: "100,000 rounds with continuations leak nothing", run: continuations::rounds },
+    Case { id: "S23", title: "coroutines", run: coroutines::face },
+    Case {
+        id: "S24",
+        title: "managed code in coroutines, suspended by its native callees",
+        run: coroutines::around_managed_code,
+    },
+    Case { id: "S25", title: "futures that have stacks, around managed code too", run: coroutines::futures },
 ];

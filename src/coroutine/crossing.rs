@@ -240,13 +240,15 @@ fn stack_pointer() -> usize {
 unsafe fn suspend_with_care(slot: NonNull<Slot>, word: usize, state_then: u32) -> Option<usize> {
     // SAFETY: the caller's.
     let state = unsafe { state_of(slot) };
+    // SAFETY: the caller's.
     if !unsafe { runs(slot) } {
         return None;
     }
     // SAFETY: it runs, and no other thread has it.
     let chain = unsafe { Chain::to(slot) }?;
-    // SAFETY: the records of these stacks' frames leave the thread's list while the frames wait. When a wish is granted they do not wait.
+    // The records of these stacks' frames leave the thread's list while the frames wait. Those that ask do not wait, they call.
     let detached = (thread::has_records() && state_then == slot_state::SUSPENDED)
+        // SAFETY: the chain runs.
         .then(|| Detached::of_stacks(|address| unsafe { chain.holds(address) }))
         .flatten();
     // SAFETY: the caller runs on the youngest stack of the chain, and the oldest is the coroutine's.

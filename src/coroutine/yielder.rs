@@ -111,6 +111,6 @@ pub(super) unsafe fn granted(word: usize) {
 #[track_caller]
 fn elsewhere() -> ! {
     panic!(
-        "a yielder was used off its coroutine's own stack: only the coroutine that it was given to can suspend by it"
+        "a yielder was used while its coroutine does not run: only the coroutine, and what it has resumed, can suspend it"
     )
 }
