@@ -233,7 +233,6 @@ pub type Thrown = unsafe extern "C-unwind" fn(usize) -> usize;
 #[inline(always)]
 pub(crate) unsafe fn throw(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize, f: Thrown) -> Passed {
     // SAFETY: the caller's.
-    sanitizer::cancelled(slot);
     unsafe {
         sanitizer::throws(last, first, arg, f, |arg, f| switch!(cfi_stack_throw, last.as_ptr(), first.as_ptr(), arg, f))
     }
@@ -246,6 +245,7 @@ pub(crate) unsafe fn throw(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize
 pub(crate) unsafe fn cancel(slot: NonNull<Slot>) {
     // SAFETY: the caller's.
     unsafe { cfi_stack_cancel(slot.as_ptr()) }
+    sanitizer::cancelled(slot);
 }
 
 /// Called by the stubs when slot, stack pointer, token and generation do not belong together.
