@@ -4,8 +4,8 @@
 # steps_of_class: the steps of the loaded class, in order.
 steps_of_class() {
     case $class in
-        host) echo fmt clippy audit lib doc engine battery scale suite suite-relocate bench fuzz ;;
-        arm-fpac) echo clippy audit lib battery suite suite-relocate suite-key-b ;;
+        host) echo fmt clippy audit lib doc engine battery scale suite suite-relocate bench debuggers asan fuzz ;;
+        arm-fpac) echo clippy audit lib battery suite suite-relocate suite-key-b debuggers ;;
         arm-pac) echo lib battery suite suite-relocate suite-key-b ;;
         macho-arm64e) echo assemble check ;;
         x86-cet | arm-vm-gcs) echo lib battery scale suite suite-relocate ;;
@@ -110,6 +110,44 @@ step_clippy() {
 }
 
 step_audit() { "$CI/audit" "$isa"; }
+
+step_debuggers() { "$CI/debuggers" "$class"; }
+
+# AddressSanitizer says nothing of what is right, and names both errors that the example makes on a coroutine's stack. Without the
+# feature it takes what is right for wrong: else nothing would have been shown.
+step_asan() {
+    local asan=$CACHE/target/asan program said=$(mktemp) passed=0 failed=0 what feature wanted status
+    # Nightly's switch of a stable compiler; the flag must not reach build scripts, hence --target.
+    export RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$asan ASAN_OPTIONS=detect_stack_use_after_return=1
+    while read -r feature what wanted; do
+        cargo build --quiet --release --target x86_64-unknown-linux-gnu --target-dir "$asan/$feature" -p cfi-stack --example sanitized </dev/null \
+            $([ "$feature" = without ] || echo --features asan)
+        program=$asan/$feature/x86_64-unknown-linux-gnu/release/examples/sanitized
+        status=0
+        timeout 60 "$program" "$what" >"$said" 2>&1 </dev/null || status=$?
+        if [ "$wanted" = nothing ]; then
+            [ "$status" = 0 ] && [ ! -s "$said" ] && status=right
+        else
+            [ "$status" != 0 ] && grep -q "$wanted" "$said" && status=right
+        fi
+        if [ "$status" = right ]; then
+            passed=$((passed + 1))
+            echo "$feature the feature, $what: $wanted, as it must be"
+        else
+            failed=$((failed + 1))
+            echo "$feature the feature, $what: not '$wanted', but status $status and:"
+            head -n 40 "$said"
+        fi
+    done <<'CASES'
+with right nothing
+with overflow ERROR: AddressSanitizer: stack-buffer-overflow
+with returned ERROR: AddressSanitizer: stack-use-after-return
+without right False positive error reports may follow
+CASES
+    rm "$said"
+    echo "$passed passed, $failed failed, 0 skipped"
+    [ "$failed" = 0 ]
+}
 
 step_fuzz() { "$CI/fuzz" "${CFI_STACK_FUZZ_SECONDS:-60}"; }
 
