@@ -19,11 +19,14 @@ mod failure_injection;
 mod frame_chain;
 mod limit_forged;
 mod metadata_lists;
+mod metadata_misuse;
 mod metadata_pooled;
 mod metadata_records;
 mod metadata_slots;
 mod overflow;
 mod plan_rewritten;
+mod process_forks;
+mod process_threads;
 mod return_addresses;
 mod shadow_areas;
 mod shadow_locks;
@@ -102,6 +105,17 @@ pub const ATTACKS: &[Case] = &[
     },
     Case { id: "A30", title: "the limit word is forged, then managed code recurses", run: limit_forged::forged },
     Case { id: "A31", title: "what a free list names is rewritten", run: metadata_lists::linked },
+    Case {
+        id: "A32",
+        title: "(caller) stacks are freed twice, while they run, under what they wait for",
+        run: metadata_misuse::frees,
+    },
+    Case { id: "A33", title: "(caller) impossible sizes and counts", run: metadata_misuse::sizes },
+    Case {
+        id: "A34",
+        title: "(caller) a stack that is not aligned, values across its edge",
+        run: metadata_misuse::edges,
+    },
     Case { id: "A35", title: "a consumed token is used again; two threads restore one", run: shadow_tokens::used_again },
     Case { id: "A36", title: "one stack's token is paired with another's data", run: shadow_tokens::paired },
     Case { id: "A37", title: "a token is forged, or a word that is none is restored", run: shadow_tokens::forged },
@@ -118,6 +132,8 @@ pub const ATTACKS: &[Case] = &[
         title: "single-stepped through every instruction of the stubs, a signal handler walks the stack at each",
         run: stepped::all,
     },
+    Case { id: "A44", title: "fork with suspended stacks, with the child's keys reset", run: process_forks::all },
+    Case { id: "A45", title: "stacks whose thread has ended, on another thread", run: process_threads::all },
     Case {
         id: "A47",
         title: "overflow on first touch, in the middle of a switch, by a frame larger than a page",
