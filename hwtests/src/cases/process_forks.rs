@@ -116,7 +116,7 @@ fn continued(keys: Keys) -> Verdict {
     keys.apply();
     match continuation_finishes(cont) {
         Ok(()) => Ok(Code::C),
-        Err(error) if matches!(error, Error::Thread(_)) => Ok(Code::E),
+        Err(Error::Thread(_)) => Ok(Code::E),
         Err(error) => Err(error.to_string()),
     }
 }
