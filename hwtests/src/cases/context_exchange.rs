@@ -55,8 +55,8 @@ fn coroutines(attack: fn(Target, Target)) -> Verdict {
     let mut a = Visitor::suspended(2, || {})?;
     let mut b = Visitor::suspended(2, || {})?;
     attack(a.target, b.target);
-    a.to_the_end()?;
-    b.to_the_end()
+    a.finish()?;
+    b.finish()
 }
 
 /// `outer` resumes `inner`; their resumers are exchanged, and what `inner` passes goes to who waits for `outer`.

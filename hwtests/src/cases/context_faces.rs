@@ -67,7 +67,7 @@ impl Visitor {
     ///
     /// # Errors
     /// What was not right.
-    pub fn to_the_end(&mut self) -> Verdict {
+    pub fn finish(&mut self) -> Verdict {
         self.resume(10, CoroutineResult::Yield(2))?;
         self.resume(20, CoroutineResult::Yield(3))?;
         self.resume(30, CoroutineResult::Return(1060))?;
@@ -111,7 +111,7 @@ pub fn attacked_coroutine(attack: impl FnOnce(Target)) -> Verdict {
     let _scene = Scene::new()?;
     let mut visitor = Visitor::suspended(2, || {})?;
     attack(visitor.target);
-    visitor.to_the_end()
+    visitor.finish()
 }
 
 const TAG: u64 = 7;

@@ -49,7 +49,7 @@ type CoroutineOver = fn(&mut Visitor) -> Result<(), String>;
 
 /// Whether it ran before, and what ends it.
 const COROUTINES: [(&str, bool, CoroutineOver); 4] = [
-    ("finished", true, |visitor| visitor.to_the_end().map(|_| ())),
+    ("finished", true, |visitor| visitor.finish().map(|_| ())),
     ("unwound", true, |visitor| {
         visitor.coroutine.force_unwind();
         Ok(())
@@ -78,7 +78,7 @@ fn coroutine(ran: bool, over: CoroutineOver, rewrite: bool) -> Verdict {
     visitor.is_refused(&Error::Finished)?;
     // Its stack can be used again.
     drop(visitor);
-    Visitor::suspended(2, || {})?.to_the_end()?;
+    Visitor::suspended(2, || {})?.finish()?;
     Ok(Code::E)
 }
 

@@ -68,7 +68,7 @@ fn running_coroutine(set_back: bool) -> Verdict {
     words.replace(Some(visitor.words()));
     itself.set(&raw mut visitor);
     // SAFETY: as above.
-    unsafe { (*itself.get()).to_the_end() }?;
+    unsafe { (*itself.get()).finish() }?;
     if refused.get() { Ok(Code::E) } else { Err("it was not refused".into()) }
 }
 
