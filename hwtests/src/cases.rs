@@ -27,6 +27,7 @@ mod overflow;
 mod plan_rewritten;
 mod process_forks;
 mod process_threads;
+mod raced;
 mod return_addresses;
 mod shadow_areas;
 mod shadow_locks;
@@ -74,6 +75,7 @@ pub const ATTACKS: &[Case] = &[
     },
     Case { id: "A09", title: "what a stack will run first is overwritten", run: context_entry::overwritten },
     Case { id: "A10", title: "a context is copied to another place and resumed there", run: context_copied::elsewhere },
+    Case { id: "A11", title: "a word is flipped between verification and use, stepped and raced", run: raced::all },
     Case { id: "A13", title: "a context of a stack's former life is put back", run: context_reused::contexts },
     Case {
         id: "A14",

@@ -191,6 +191,11 @@ pub fn through<T>(visitor: Visitor, what: impl FnOnce() -> T) -> T {
     result
 }
 
+/// No more steps in this [`through`]. For visitors.
+pub fn enough() {
+    shared().armed.store(0, SeqCst);
+}
+
 /// Tells the visitor where a case's own handler is about to return to. A CPU that traps after each instruction does not stop there.
 pub fn returns_to(context: *mut c_void) {
     if mechanism::TRAPS_AFTER && shared().armed.load(SeqCst) != 0 {

@@ -83,6 +83,13 @@ impl<'a> Tally<'a> {
         self.passed.push((code, what.into()));
     }
 
+    /// Many attempts alike that ended with the same code.
+    pub fn alike(&mut self, what: &str, code: Code, attempts: u64, end: &End) {
+        self.tries += attempts;
+        self.note(code, end);
+        self.passed.push((code, format!("{what} ({attempts})")));
+    }
+
     /// One of many tries of the same attack: a code of `caught`, or accepted with C. Whether it was accepted must be what the test
     /// foresaw, where it could.
     pub fn one_of_many(&mut self, what: &str, end: &End, caught: &[Code], foreseen: Option<bool>) {
