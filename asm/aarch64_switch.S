@@ -153,7 +153,8 @@ LOCAL(sealed\@):
         tbz     x15, #MODE_PACGA_BIT, LOCAL(verified\@)
         ldr     x5, [x4, #GENERATION]
         ldr     x6, [\slot, #IDENTITY]
-        ldr     x7, [x4, #SEAL]
+        add     x7, x4, #SEAL
+        swp     xzr, x7, [x7]           /* of two threads one gets the seal */
         CHAIN   x4, x9, x17, x11, x6, x5
         .if \fresh
         adr     x8, LOCAL(first)
@@ -176,7 +177,6 @@ LOCAL(short\@):
 LOCAL(holds\@):
         add     x5, x5, #1
         str     x5, [x4, #GENERATION]
-        str     xzr, [x4, #SEAL]
 LOCAL(verified\@):
         .endm
 
