@@ -121,7 +121,7 @@ pub(crate) fn directory() -> (usize, usize) {
 /// Puts a new root in place. On an error the old one stays.
 pub(crate) fn set_root(root: usize) -> Result<(), Error> {
     let _only_one = UPDATE.lock().unwrap_or_else(PoisonError::into_inner);
-    place(Words { root, ..cfi_stack_published.fields.words() })
+    place::<true>(Words { root, ..cfi_stack_published.fields.words() })
 }
 
 /// Sets the mode word, once: later calls change nothing.
@@ -131,7 +131,7 @@ pub(crate) fn set_mode(mode: u64) -> Result<(), Error> {
         return Ok(());
     }
     let words = cfi_stack_published.fields.words();
-    place(Words { mode: words.mode | mode | MODE_SET, ..words })
+    place::<false>(Words { mode: words.mode | mode | MODE_SET, ..words })
 }
 
 /// Adds a bit to the mode word, for good: [`MODE_MANAGED`] or [`MODE_FULL_SEAL`].
@@ -141,13 +141,13 @@ pub(crate) fn add_mode(bit: u64) -> Result<(), Error> {
     }
     let _only_one = UPDATE.lock().unwrap_or_else(PoisonError::into_inner);
     let words = cfi_stack_published.fields.words();
-    place(Words { mode: words.mode | bit, ..words })
+    place::<false>(Words { mode: words.mode | bit, ..words })
 }
 
 /// Says where the chunk directory lies and how many entries it has. On an error what stood there stays.
 pub(crate) fn set_directory(directory: usize, entries: usize) -> Result<(), Error> {
     let _only_one = UPDATE.lock().unwrap_or_else(PoisonError::into_inner);
-    place(Words { directory, entries, ..cfi_stack_published.fields.words() })
+    place::<false>(Words { directory, entries, ..cfi_stack_published.fields.words() })
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -155,9 +155,21 @@ fn failed(errno: nix::Error) -> Error {
     Error::Memory { what: "the published page", bytes: PAGE, errno: errno as i32 }
 }
 
-/// Ends the process unless the page at `page`, which nobody can write any more, says what was meant.
-fn meant(page: &Fields, words: Words) {
-    if page.words() != words {
+/// Whether `page` may take the place of what is in force. Both are read-only: what was meant stands in memory that can be rewritten.
+/// Mode bits are never lost, the directory stays where it is and never becomes shorter, and the root changes on purpose alone.
+#[inline(always)]
+fn may_follow<const ROOT: bool>(page: &Fields, now: &Fields) -> bool {
+    let lost = now.mode.load(Ordering::Relaxed) & !page.mode.load(Ordering::Relaxed);
+    let shorter = page.entries.load(Ordering::Relaxed) < now.entries.load(Ordering::Relaxed);
+    let directory = now.directory.load(Ordering::Relaxed);
+    let elsewhere = directory != 0 && page.directory.load(Ordering::Relaxed) != directory;
+    let rooted = ROOT || page.root.load(Ordering::Relaxed) == now.root.load(Ordering::Relaxed);
+    lost == 0 && !shorter && !elsewhere && rooted
+}
+
+/// Ends the process unless the page at `page`, which nobody can write any more, says what was meant and may follow `now`.
+fn meant<const ROOT: bool>(page: &Fields, now: &Fields, words: Words) {
+    if page.words() != words || !may_follow::<ROOT>(page, now) {
         tamper::end(Tampered {
             evidence: "the published page was rewritten while it was made",
             slot: std::ptr::from_ref(page).addr(),
@@ -166,7 +178,7 @@ fn meant(page: &Fields, words: Words) {
 }
 
 #[cfg(target_os = "linux")]
-fn place(words: Words) -> Result<(), Error> {
+fn place<const ROOT: bool>(words: Words) -> Result<(), Error> {
     const WHAT: &str = "the published page";
     let made = system::map(WHAT, PAGE)?;
     // SAFETY: the mapping is fresh, writable, aligned to the system's page and as long as a `Page`, whose fields are valid for any content.
@@ -174,7 +186,7 @@ fn place(words: Words) -> Result<(), Error> {
     page.write(words);
     system::seal(WHAT, made, PAGE)
         .and_then(|()| {
-            meant(page, words);
+            meant::<ROOT>(page, &cfi_stack_published.fields, words);
             let target = std::ptr::from_ref(&cfi_stack_published).addr();
             // SAFETY: the static's size and alignment are whole pages, so that nothing else is replaced; its fields are atomics,
             // which nobody assumes to stay as they were.
@@ -185,7 +197,7 @@ fn place(words: Words) -> Result<(), Error> {
 
 /// Where pages cannot be moved the page is writable between two `mprotect` calls.
 #[cfg(not(target_os = "linux"))]
-fn place(words: Words) -> Result<(), Error> {
+fn place<const ROOT: bool>(words: Words) -> Result<(), Error> {
     use nix::sys::mman::{ProtFlags, mprotect};
     use std::ptr::NonNull;
 
@@ -200,13 +212,31 @@ fn place(words: Words) -> Result<(), Error> {
             return Err(failed(errno));
         }
     }
-    meant(&cfi_stack_published.fields, words);
+    meant::<ROOT>(&cfi_stack_published.fields, &cfi_stack_published.fields, words);
     Ok(())
 }
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_that_lost_something_may_not_follow() {
+        let fields = |[mode, root, directory, entries]: [usize; 4]| Fields {
+            mode: AtomicU64::new(mode as u64),
+            root: AtomicUsize::new(root),
+            directory: AtomicUsize::new(directory),
+            entries: AtomicUsize::new(entries),
+        };
+        let now = fields([7, 1, 2, 64]);
+        let follows = |next| (may_follow::<false>(&fields(next), &now), may_follow::<true>(&fields(next), &now));
+        assert_eq!(follows([15, 1, 2, 128]), (true, true));
+        assert_eq!(follows([7, 9, 2, 64]), (false, true), "another root");
+        for next in [[3, 1, 2, 64], [0, 1, 2, 64], [7, 1, 3, 64], [7, 1, 0, 64], [7, 1, 2, 63]] {
+            assert_eq!(follows(next), (false, false), "{next:?}");
+        }
+        assert!(may_follow::<false>(&fields([1, 0, 5, 0]), &fields([1, 0, 0, 0])), "the first directory");
+    }
 
     #[test]
     fn the_page_is_read_only_between_updates() {
