@@ -361,7 +361,8 @@ fn put_back(local: &Local, node: &Node) {
 ///
 /// # Panics
 /// With the panic that left the continuation's entry function.
-#[inline(never)]
+// Behind a switch no return is predicted, so there should be none.
+#[inline(always)]
 pub fn resume(cont: Cont, handlers: &[Handler], args: &[u64], values: &mut [u64]) -> Result<Outcome, Error> {
     enter(cont, handlers, args, values, Request::Run)
 }

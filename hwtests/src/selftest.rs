@@ -45,6 +45,7 @@ pub const SELFTESTS: &[Case] = &[
     Case { id: "S18", title: "stacks of a slab have guards, idle tokens and one mapping", run: slabs::neighbours },
     Case { id: "S20", title: "random programs over continuations against a model", run: continuations::random },
     Case { id: "S21", title: "100,000 rounds with continuations leak nothing", run: continuations::rounds },
+    Case { id: "S22", title: "each continuation keeps its rounding mode", run: continuations::rounding },
     Case { id: "S23", title: "coroutines", run: coroutines::face },
     Case {
         id: "S24",

@@ -83,7 +83,8 @@ fn suspended(local: &Local, found: &Found, values: &mut [u64]) -> Cont {
 ///
 /// # Panics
 /// With what is thrown into it, and to run destructors when it is cancelled.
-#[inline(never)]
+// Behind a switch no return is predicted, so there should be none.
+#[inline(always)]
 pub fn suspend(tag: u64, payload: &[u64], values: &mut [u64]) -> Result<Woken, Error> {
     // SAFETY: this thread's.
     let local = unsafe { &*local::here() };
@@ -111,7 +112,8 @@ pub fn suspend(tag: u64, payload: &[u64], values: &mut [u64]) -> Result<Woken, E
 ///
 /// # Panics
 /// As [`suspend`].
-#[inline(never)]
+// Behind a switch no return is predicted, so there should be none.
+#[inline(always)]
 pub fn switch(to: Cont, tag: u64, args: &[u64], values: &mut [u64]) -> Result<Woken, Error> {
     let local = local::ready()?;
     // SAFETY: this thread's.

@@ -52,38 +52,43 @@ fn finishes(cont: Cont, result: u64) -> i32 {
 #[test]
 fn another_entry_function_or_argument() {
     let thread = Thread::attach().unwrap();
+    // Made before the fork: a child of a process with threads takes no lock.
     let fresh = || {
         // SAFETY: the function keeps to its counts.
         let cont = unsafe { new(&thread, another, 5, shape()) }.unwrap();
         (cont, node::node(cont.node).unwrap())
     };
-    // Also what was sealed for an earlier continuation of the same place: it ended, and its node is used again.
+    let ends = |cont: Cont| {
+        // SAFETY: it never ran.
+        unsafe { cancel(cont, Frames::Skip) }.unwrap();
+    };
     let expected = if sealed() { Err(libc::SIGTRAP) } else { Ok(1) };
-    assert_eq!(child(|| finishes(fresh().0, 99)), Ok(0), "control");
+    let (cont, node) = fresh();
+    assert_eq!(child(|| finishes(cont, 99)), Ok(0), "control");
     let other_entry = child(|| {
-        let (cont, node) = fresh();
         node.entry.set(Some(suspends));
         finishes(cont, 99)
     });
     assert_eq!(other_entry, expected);
     let other_data = child(|| {
-        let (cont, node) = fresh();
         node.entry.set(Some(suspends));
         node.data.set(6);
         finishes(cont, 99)
     });
     assert_eq!(other_data, expected);
+    ends(cont);
+    // What was sealed for an earlier continuation of the same place: it ended, and its node is used again.
+    // SAFETY: as above.
+    let first = unsafe { new(&thread, suspends, 5, shape()) }.unwrap();
+    ends(first);
+    let (cont, node) = fresh();
+    assert_eq!(cont.node, first.node);
     let earlier = child(|| {
-        // SAFETY: as above.
-        let first = unsafe { new(&thread, suspends, 5, shape()) }.unwrap();
-        // SAFETY: it never ran.
-        unsafe { cancel(first, Frames::Skip) }.unwrap();
-        let (cont, node) = fresh();
-        assert_eq!(cont.node, first.node);
         node.entry.set(Some(suspends));
         finishes(cont, 99)
     });
     assert_eq!(earlier, expected);
+    ends(cont);
 }
 
 /// A44: the child resets its keys.

@@ -164,3 +164,29 @@ fn a_child_process_resumes_what_was_suspended() {
     }
     assert_eq!(resume(suspended, &[], &[13]).unwrap(), Back::Returned(vec![13]));
 }
+
+/// A coroutine is a stack of another face: nothing is suspended past it, nor from it.
+#[test]
+fn coroutines_and_continuations_within_each_other() {
+    use cfi_stack::Error;
+    use cfi_stack::coroutine::{Coroutine, CoroutineResult};
+    let body = cont(0, 1, |_| {
+        let mut coroutine = Coroutine::new(|yielder, ()| {
+            assert_eq!(suspend(GET, &[]), Err(Error::NotOnStack));
+            let inner = cont(0, 1, |_| {
+                assert_eq!(suspend(GET, &[]), Err(Error::Unhandled { tag: GET }));
+                vec![suspend(1, &[]).unwrap()[0]]
+            });
+            let (_, _, inner) = resume(inner, &[on(1)], &[]).unwrap().suspended();
+            yielder.suspend(());
+            let Back::Returned(values) = resume(inner, &[], &[20]).unwrap() else { panic!() };
+            values[0]
+        });
+        assert_eq!(coroutine.resume(()), CoroutineResult::Yield(()));
+        let passed = suspend(GET, &[]).unwrap()[0];
+        let CoroutineResult::Return(value) = coroutine.resume(()) else { panic!() };
+        vec![passed + value]
+    });
+    let (_, _, suspended) = resume(body, &[on(GET)], &[]).unwrap().suspended();
+    assert_eq!(resume(suspended, &[on(GET)], &[1]).unwrap(), Back::Returned(vec![21]));
+}

@@ -141,3 +141,124 @@ fn all_rounds() -> Verdict {
     }
     Err("resident memory grew in every window".into())
 }
+
+/// S22.
+pub fn rounding(class: &Class) -> Report {
+    let mut tally = Tally::new(class);
+    tally.attack("each stack keeps its rounding mode", &run(rounding_modes), &[Code::C]);
+    tally.report()
+}
+
+/// The rounding mode bits of MXCSR or of FPCR.
+#[cfg(target_arch = "x86_64")]
+mod control {
+    pub const MODE: u64 = 3 << 13;
+
+    pub fn get() -> u64 {
+        let mut word = 0_u32;
+        // SAFETY: a store.
+        unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut word) };
+        u64::from(word) & MODE
+    }
+
+    pub fn set(mode: u64) {
+        let word = 0x1f80 | (mode & MODE) as u32;
+        // SAFETY: a rounding mode, with all exceptions masked.
+        unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const word) }
+    }
+}
+
+/// The rounding mode bits of MXCSR or of FPCR.
+#[cfg(target_arch = "aarch64")]
+mod control {
+    pub const MODE: u64 = 3 << 22;
+
+    pub fn get() -> u64 {
+        let word: u64;
+        // SAFETY: a read.
+        unsafe { std::arch::asm!("mrs {}, fpcr", out(reg) word) };
+        word & MODE
+    }
+
+    pub fn set(mode: u64) {
+        // SAFETY: a rounding mode.
+        unsafe { std::arch::asm!("msr fpcr, {}", in(reg) mode & MODE) }
+    }
+}
+
+/// Sets a rounding mode, suspends itself and switches; returns 0 if it always was its own.
+unsafe extern "C-unwind" fn rounds_its_way(data: usize, values: *mut u64, _: usize) -> usize {
+    let mode = data as u64;
+    let before = control::get();
+    control::set(mode);
+    let mut right = before == 0;
+    for turn in 0..6 {
+        right &= continuation::suspend(1, &[turn], &mut []).is_ok() && control::get() == mode;
+        // Who is switched to suspends itself at once, and is dropped; it has the mode that it was made in.
+        let mut passed = [0; 2];
+        let other = Thread::attach().and_then(|thread| {
+            let shape = Shape { size: 32 << 10, params: 2, results: 0, may_migrate: false };
+            // SAFETY: the function keeps to the counts.
+            unsafe { continuation::new(&thread, switches_back, mode as usize, shape) }
+        });
+        right &= other.and_then(|other| continuation::switch(other, 1, &[], &mut passed)).is_ok();
+        right &= control::get() == mode;
+        // SAFETY: nothing points into its frames.
+        right &= unsafe { continuation::cancel(Cont::from_words(passed), Frames::Skip) }.is_ok();
+    }
+    // SAFETY: one result.
+    unsafe { *values = u64::from(!right) };
+    0
+}
+
+unsafe extern "C-unwind" fn switches_back(data: usize, values: *mut u64, _: usize) -> usize {
+    // SAFETY: two parameters.
+    let from = unsafe { Cont::from_words([*values, *values.add(1)]) };
+    let right = control::get() == data as u64;
+    control::set(!data as u64);
+    // It does not come back.
+    let _ = continuation::switch(from, 1, &[], &mut []);
+    usize::from(right)
+}
+
+unsafe extern "C-unwind" fn rounds_down(_: usize) -> usize {
+    let mode = control::get();
+    control::set(control::MODE);
+    control::set(mode);
+    0
+}
+
+fn rounding_modes() -> Verdict {
+    let thread = Thread::attach().map_err(|error| error.to_string())?;
+    let text = |error: cfi_stack::Error| error.to_string();
+    let handlers = [TAG, Handler { tag: 1, on: On::Switch }];
+    let new = |mode: u64| {
+        let shape = Shape { size: 32 << 10, params: 0, results: 1, may_migrate: false };
+        // SAFETY: the function keeps to the counts.
+        unsafe { continuation::new(&thread, rounds_its_way, mode as usize, shape) }
+    };
+    let lowest = control::MODE & control::MODE.wrapping_neg();
+    let mut waiting = Vec::new();
+    for mode in [0, lowest, 2 * lowest, 3 * lowest] {
+        waiting.push(new(mode).map_err(text)?);
+    }
+    let mut values = [0; 2];
+    for turn in 0.. {
+        let Some(cont) = (!waiting.is_empty()).then(|| waiting.remove(0)) else { return Ok(Code::C) };
+        let outcome = if turn % 5 == 4 {
+            // SAFETY: the function takes any word.
+            unsafe { continuation::throw(cont, &handlers, rounds_down, 0, &mut values) }
+        } else {
+            continuation::resume(cont, &handlers, &[], &mut values)
+        };
+        match outcome.map_err(text)? {
+            Outcome::Suspended { cont, .. } => waiting.push(cont),
+            Outcome::Returned { .. } if values[0] == 0 => {}
+            other => return Err(format!("{other:?} {values:?}")),
+        }
+        if control::get() != 0 {
+            return Err("the resumer's rounding mode changed".into());
+        }
+    }
+    Ok(Code::C)
+}
