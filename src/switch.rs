@@ -73,19 +73,6 @@ macro_rules! switch {
     }};
 }
 
-/// Says whether the contexts of a slot are sealed with the callee-saved registers too (arm64). The answer is part of what is sealed.
-///
-/// # Safety
-/// `slot` is leased, nothing is prepared on it, and the caller alone uses it.
-pub(crate) unsafe fn set_full_seal(slot: NonNull<Slot>, full: bool) {
-    const FULL: u64 = 1 << 63;
-    if cfg!(target_arch = "aarch64") {
-        // SAFETY: the caller's.
-        let identity = unsafe { &mut (*slot.as_ptr()).identity };
-        *identity = if full { *identity | FULL } else { *identity & !FULL };
-    }
-}
-
 /// Makes a stack that runs `entry(arg, data, slot)` when it is first resumed.
 ///
 /// # Safety
@@ -103,6 +90,7 @@ pub(crate) unsafe fn prepare(slot: NonNull<Slot>, entry: Entry, data: usize) {
 /// # Safety
 /// `slot` was prepared, is ready or suspended, and the caller alone uses it; this thread belongs to the domain that it was prepared or
 /// suspended in, and frames on it may run on this thread.
+#[cfg(test)]
 #[inline(always)]
 pub(crate) unsafe fn resume(slot: NonNull<Slot>, arg: usize) -> Passed {
     // SAFETY: the caller's.

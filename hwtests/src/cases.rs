@@ -118,7 +118,11 @@ pub const ATTACKS: &[Case] = &[
         title: "(caller) a stack that is not aligned, values across its edge",
         run: metadata_misuse::edges,
     },
-    Case { id: "A35", title: "a consumed token is used again; two threads restore one", run: shadow_tokens::used_again },
+    Case {
+        id: "A35",
+        title: "a consumed token is used again; two threads restore one",
+        run: shadow_tokens::used_again,
+    },
     Case { id: "A36", title: "one stack's token is paired with another's data", run: shadow_tokens::paired },
     Case { id: "A37", title: "a token is forged, or a word that is none is restored", run: shadow_tokens::forged },
     Case { id: "A38", title: "a plain store to the stack's shadow stack", run: shadow_store::plain_store },
