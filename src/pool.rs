@@ -224,7 +224,16 @@ fn counted(shape: Shape, quota: Option<&Quota>, lease: impl FnOnce() -> Result<L
     let charge = Charge::new(shape.cost(), quota)?;
     let lease = lease()?;
     // SAFETY: the slot is leased and mapped for ever.
-    unsafe { lease.slot.as_ref() }.owner.store(charge.into_word(), Ordering::Relaxed);
+    let owner = &unsafe { lease.slot.as_ref() }.owner;
+    let word = charge.into_word();
+    let is_counted = |word: *mut ()| word.addr() & budget::COUNTED != 0;
+    // A budget that was set since may have counted the stack already: the flag stays, and stands for one count.
+    let twice = is_counted(owner.swap(word, Ordering::Relaxed))
+        && (is_counted(word) || is_counted(owner.fetch_or(budget::COUNTED, Ordering::Relaxed)));
+    if twice {
+        // SAFETY: a word that `late` stands for; the slot has another that says the same.
+        drop(unsafe { Charge::from_word(std::ptr::without_provenance_mut(budget::COUNTED), shape.cost()) });
+    }
     Ok(lease)
 }
 
