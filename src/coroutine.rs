@@ -228,6 +228,9 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         };
         // SAFETY: the stack, or the lease, keeps the slot.
         let state = unsafe { state_of(slot) };
+        if !crossing::can_run_here(slot) {
+            return Err(Error::Thread("the stack was leased by a thread of another shadow-stack mode"));
+        }
         if !matches!(state.load(Ordering::Relaxed), slot_state::LEASED | slot_state::DONE | slot_state::READY) {
             return Err(Error::Busy);
         }
@@ -470,7 +473,18 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
             // Its pool does not take a suspended stack back.
             return;
         }
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.unwind())) {
+        // What is dropped on the way can panic too. The frames are gone when the coroutine is finished, not before.
+        let mut first = None;
+        while !self.done() {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.unwind())) {
+                match first {
+                    None => first = Some(payload),
+                    // Dropping it could panic again.
+                    Some(_) => forget(payload),
+                }
+            }
+        }
+        if let Some(payload) = first {
             drop(self.bare.take());
             // SAFETY: `drop` does not come to do it.
             unsafe { ManuallyDrop::drop(&mut self.stack) };

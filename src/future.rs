@@ -160,7 +160,8 @@ fn lend(yielder: &Lender, lent: NonNull<Lent>) {
 /// Waits for a future in a function that [`spawn_on_stack`] runs: while it is pending, that function's stack is suspended and its own future is pending.
 ///
 /// # Errors
-/// [`Error::NoStack`] where no such function runs: then there is nothing that could wait but the thread.
+/// [`Error::NoStack`] where no such function runs: then there is nothing that could wait but the thread. Also on the stack of a coroutine or
+/// continuation that such a function has resumed: it could outlive the poll.
 ///
 /// # Panics
 /// With the future's panic.
@@ -171,6 +172,10 @@ pub fn block_on<F: Future>(future: F) -> Result<F::Output, Error> {
     let yielder = yielder.ok_or(Error::NoStack)?;
     // SAFETY: it lies in the oldest frame of the poll's stack, which does not return before this does.
     let yielder = unsafe { yielder.as_ref() };
+    // On a stack that was resumed from the poll's it could outlive the poll, and what that has lent.
+    if !yielder.is_here() {
+        return Err(Error::NoStack);
+    }
     let mut future = pin!(future);
     loop {
         let poll = {

@@ -749,3 +749,31 @@ mod programs {
         QuickCheck::new().rng(Gen::new(300)).tests(tests).quickcheck(behaves as fn(Vec<Step>) -> TestResult);
     }
 }
+
+/// Panics when it is dropped.
+struct Loud(&'static Cell<u32>);
+
+impl Drop for Loud {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() + 1);
+        std::panic::panic_any("dropped");
+    }
+}
+
+#[test]
+fn a_dropped_coroutine_is_unwound_to_its_end_whatever_panics_on_the_way() {
+    let (drops, ended): (&'static Cell<u32>, &'static Cell<bool>) =
+        (Box::leak(Box::default()), Box::leak(Box::default()));
+    let mut coroutine = Coroutine::new(move |yielder: &Yielder<(), Option<Loud>>, ()| {
+        let _ = catch_unwind(AssertUnwindSafe(|| yielder.suspend(None)));
+        for _ in 0..3 {
+            let _ = catch_unwind(AssertUnwindSafe(|| yielder.suspend(Some(Loud(drops)))));
+        }
+        ended.set(true);
+    });
+    assert!(matches!(coroutine.resume(()), CoroutineResult::Yield(None)));
+    let payload = catch_unwind(AssertUnwindSafe(|| drop(coroutine))).unwrap_err();
+    assert_eq!(payload.downcast_ref::<&str>(), Some(&"dropped"));
+    assert!(ended.get(), "frames were left behind");
+    assert_eq!(drops.get(), 3);
+}

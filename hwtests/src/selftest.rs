@@ -1,8 +1,8 @@
 //! The self-test: what must work on every CPU class, whether it enforces anything or not.
 
+mod backtraces;
 mod continuations;
 mod coroutines;
-mod backtraces;
 mod faults;
 mod growth;
 mod leaks;

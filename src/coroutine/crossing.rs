@@ -26,6 +26,20 @@ pub(super) unsafe fn state_of<'a>(slot: NonNull<Slot>) -> &'a AtomicU32 {
     unsafe { &(*slot.as_ptr()).state }
 }
 
+/// Whether the slot has a shadow stack just where this thread has one. Not asked where no thread of the process has.
+#[inline(always)]
+pub(super) fn can_run_here(slot: NonNull<Slot>) -> bool {
+    // SAFETY: the slot is mapped, and this word does not change while it is leased.
+    let has_shadow = || unsafe { (&raw const (*slot.as_ptr()).shadow_top).read() != 0 };
+    inlined::unchecked() || has_shadow() == (crate::arch::shadow_pointer() != 0)
+}
+
+/// Whether the caller runs on the slot's own stack.
+pub(super) fn runs_on(slot: NonNull<Slot>) -> bool {
+    // SAFETY: the slot is mapped, and the bounds do not change while it is leased.
+    unsafe { ((*slot.as_ptr()).base..(*slot.as_ptr()).top).contains(&stack_pointer()) }
+}
+
 /// Makes the stack ready to run `entry(_, data, slot)`.
 ///
 /// # Safety

@@ -101,7 +101,14 @@ impl<'a, Input, Yield, Return, Stack: stack::Stack> ScopedCoroutine<'a, Input, Y
     where
         F: FnOnce(ScopedCoroutineRef<'_, Input, Yield, Return, Stack>) -> T,
     {
-        f(ScopedCoroutineRef { inner: &mut self.inner })
+        let result = f(ScopedCoroutineRef { inner: &mut self.inner });
+        if cfg!(panic = "abort") && self.inner.started() && !self.inner.done() {
+            eprintln!(
+                "cfi-stack: a suspended coroutine that borrows cannot be unwound where panics abort, and its scope ends"
+            );
+            std::process::abort();
+        }
+        result
     }
 }
 

@@ -51,6 +51,11 @@ impl<Input, Yield> Yielder<Input, Yield> {
         }
     }
 
+    /// Whether the caller runs on the coroutine's own stack, not on one that was resumed from there.
+    pub(crate) fn is_here(&self) -> bool {
+        crossing::runs_on(self.slot)
+    }
+
     /// Runs `f` on the stack of whoever resumed this coroutine last, for what needs more stack than the coroutine has.
     ///
     /// # Panics
