@@ -210,14 +210,15 @@ pub(crate) unsafe fn switch_to(from: NonNull<Slot>, to: NonNull<Slot>, arg: usiz
     }
 }
 
-/// What [`throw`] calls.
+/// What the stub `cfi_stack_throw` calls on a suspended stack.
 pub type Thrown = unsafe extern "C-unwind" fn(usize) -> usize;
 
 /// Resumes a suspended stack, or a chain, by calling `f(arg)` on it, as if what suspended it had called `f`: when `f` returns, that returns
 /// its value.
 ///
 /// # Safety
-/// As [`resume_through`]; the stack has run before. `f` unwinds only where what suspended it may.
+/// As [`resume_through`]; the stack has run before. `f` unwinds only where what suspended it may: what was suspended by the functions here may not,
+/// since their assembly cannot be unwound.
 #[inline(always)]
 pub(crate) unsafe fn throw(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize, f: Thrown) -> Passed {
     // SAFETY: the caller's.
