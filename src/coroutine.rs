@@ -47,8 +47,10 @@ pub use yielder::Yielder;
 
 use crate::abi::{Slot, slot_state};
 use crate::error::Error;
+use crate::pac::Tampered;
 use crate::pool::Lease;
 use crate::switch::inlined::{self, Came};
+use crate::tamper;
 use body::ForcedUnwind;
 use crossing::state_of;
 use std::any::Any;
@@ -475,14 +477,19 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         }
         // What is dropped on the way can panic too. The frames are gone when the coroutine is finished, not before.
         let mut first = None;
-        while !self.done() {
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.unwind())) {
-                match first {
-                    None => first = Some(payload),
-                    // Dropping it could panic again.
-                    Some(_) => forget(payload),
-                }
+        while let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.unwind())) {
+            match first {
+                None => first = Some(payload),
+                // Dropping it could panic again.
+                Some(_) => forget(payload),
             }
+        }
+        if !self.done() {
+            // It is being dropped, so it does not run; a slot that says so was rewritten, and its frames would lose their ground.
+            tamper::end(Tampered {
+                evidence: "a coroutine that is dropped says that it runs",
+                slot: self.slot.addr().get(),
+            });
         }
         if let Some(payload) = first {
             drop(self.bare.take());

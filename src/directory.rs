@@ -11,7 +11,7 @@
 //! Slots lie in writable memory; what a slot may say of its own stack is decided here. The stubs (x86 under SHSTK) and the
 //! pools compute with an entry and believe no pointer. The directory lies at one reserved address for the life of the process and
 //! grows page by page: the new page is built elsewhere, write access is taken away, it is looked at again, and `mremap` puts it in
-//! place. An entry is never removed; that of a released chunk is all zero and fits no slot.
+//! place. An entry is never removed; that of a released chunk fits no slot.
 
 use crate::abi::Slot;
 use crate::error::Error;
