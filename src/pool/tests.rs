@@ -17,18 +17,26 @@ fn readable(address: usize) -> bool {
 }
 
 /// How the process ends that does what `attack` says.
-fn end_of(attack: impl FnOnce()) -> i32 {
-    // SAFETY: the child uses no lock that another thread could hold: the pools' are held for moments only, and it ends at once.
-    unsafe {
-        let child = libc::fork();
-        if child == 0 {
-            libc::close(2);
-            attack();
-            libc::_exit(0);
+fn end_of(attack: impl Fn()) -> i32 {
+    /// Seconds after which a child hangs: another thread had a lock when it was made. Then another one is.
+    const PATIENCE: u32 = 10;
+    loop {
+        // SAFETY: the child runs `attack` and leaves, at the latest when its time is up.
+        let status = unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                libc::alarm(PATIENCE);
+                libc::close(2);
+                attack();
+                libc::_exit(0);
+            }
+            let mut status = 0;
+            assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
+            status
+        };
+        if !(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGALRM) {
+            return status;
         }
-        let mut status = 0;
-        assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
-        status
     }
 }
 
