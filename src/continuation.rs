@@ -46,6 +46,7 @@ mod suspend;
 mod tests;
 
 pub use collect::{Leak, Suspended, for_each_suspended, leaks};
+pub(crate) use run::Inside;
 pub use suspend::{suspend, switch};
 
 use crate::abi::slot_state;
@@ -262,7 +263,8 @@ fn claim(local: &Local, cont: Cont) -> Result<&'static Node, Error> {
 
 /// The same for a node whose owner is no thread, or, when the frames will never run, a thread that ended.
 fn claim_anybodys(local: &Local, node: &'static Node, generation: u64, or_owner: u64) -> Result<&'static Node, Error> {
-    let owner = node.owner.load(Ordering::Relaxed);
+    // Acquired: it is anybody's from when its stack was left, later than its generation says.
+    let owner = node.owner.load(Ordering::Acquire);
     if owner != ANYBODY && owner != or_owner {
         return Err(FOREIGN);
     }

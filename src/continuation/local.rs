@@ -1,8 +1,9 @@
 //! What a thread keeps: its number, its key domain, the continuation that it runs, nodes to spare.
 
-use super::node::{self, List, Node};
+use super::node::{self, ANYBODY, List, Node};
 use crate::error::Error;
 use crate::features::{self, Domain};
+use crate::published;
 use crate::thread::Thread;
 use std::cell::{Cell, RefCell};
 use std::ptr::null;
@@ -20,6 +21,22 @@ pub(super) struct Local {
     pub free: Cell<List>,
     /// How many suspended continuations are this thread's alone.
     pub left: Cell<u64>,
+    /// A continuation that has been suspended and is to be anybody's, as soon as nothing runs on its stack any more.
+    pub leaving: Cell<*const Node>,
+}
+
+impl Local {
+    /// Said on the stack that a switch has come to, before anything else: lets every thread of the domain have what was left behind.
+    /// Until then the handle is this thread's, which is busy: another thread that guesses it would resume a stack that still runs.
+    #[inline]
+    pub fn settle(&self) {
+        // SAFETY: nodes are never unmapped.
+        if let Some(node) = unsafe { self.leaving.replace(null()).as_ref() } {
+            self.left.set(self.left.get().wrapping_sub(1));
+            // With the switch in front of it, for whoever acquires it in `claim_anybodys`.
+            node.owner.store(ANYBODY, Ordering::Release);
+        }
+    }
 }
 
 thread_local! {
@@ -30,6 +47,7 @@ thread_local! {
             current: Cell::new(null()),
             free: Cell::new(List::EMPTY),
             left: Cell::new(0),
+            leaving: Cell::new(null()),
         }
     };
     /// What has to be undone when the thread ends; apart, so that `LOCAL` needs no look at whether it was.
@@ -78,6 +96,8 @@ pub(super) fn ready() -> Result<*const Local, Error> {
 #[cold]
 fn first_time(local: &Local) -> Result<(), Error> {
     let attached = Thread::attach()?;
+    // A coroutine that is suspended may have continuations on its stacks from now on, which is looked for in that mode.
+    published::add_mode(published::MODE_MANAGED)?;
     let domain = number_of(attached.domain())?;
     END.try_with(|end| *end.borrow_mut() = Some(End { _attached: attached }))
         .map_err(|_| Error::Thread("it is ending"))?;

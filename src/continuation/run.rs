@@ -20,6 +20,7 @@ use crate::thread::{self, Detached};
 use std::any::Any;
 use std::cell::Cell;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 #[cfg(target_arch = "aarch64")]
 use std::ptr::from_ref;
@@ -72,6 +73,8 @@ pub(super) struct Wait {
     /// The thread that resumed.
     pub local: Cell<*const Local>,
     pub note: Cell<Note>,
+    /// The continuation that runs again when it comes back; null where none did.
+    pub on: Cell<*const Node>,
     /// Who ended, when it says so.
     pub done: Cell<*const Node>,
 }
@@ -85,6 +88,7 @@ impl Wait {
             request: Cell::new(request),
             local: Cell::new(null()),
             note: Cell::new(Note::Nothing),
+            on: Cell::new(null()),
             done: Cell::new(null()),
         }
     }
@@ -108,14 +112,16 @@ fn impossible(node: *const Node) -> ! {
 pub(super) unsafe fn run(mut local: *const Local, mut last: &'static Node, wait: &Wait) -> (Note, *const Local) {
     // SAFETY: this thread's.
     let on = unsafe { &*local }.current.get();
+    wait.on.set(on);
     let mark = 0_u8;
+    // Also where there is none: this may be a coroutine's stack, and another continuation resume that later ([`Inside`]).
     // SAFETY: a node that runs is in use.
-    let barrier = !on.is_null() && !unsafe { &*on }.holds((&raw const mark).addr());
+    let barrier = on.is_null() || !unsafe { &*on }.holds((&raw const mark).addr());
     loop {
         // SAFETY: nodes are never unmapped; the chain's are this thread's, since `last` is.
         let first = unsafe { &*last.first.get() };
         first.wait.set(wait);
-        first.parent.set(on);
+        first.parent.set(wait.on.get());
         first.barrier.set(barrier);
         last.set_state(slot_state::RUNNING);
         wait.local.set(local);
@@ -128,7 +134,8 @@ pub(super) unsafe fn run(mut local: *const Local, mut last: &'static Node, wait:
         local = std::ptr::with_exposed_provenance(passed.value);
         // SAFETY: what is passed towards a resumer is the thread's own part.
         let here = unsafe { &*local };
-        here.current.set(on);
+        here.current.set(wait.on.get());
+        here.settle();
         if passed.finished {
             // SAFETY: who ends names itself, and does not run any more.
             node::give(here, unsafe { &*wait.done.get() });
@@ -137,7 +144,7 @@ pub(super) unsafe fn run(mut local: *const Local, mut last: &'static Node, wait:
             Note::Switch(to) => last = to,
             Note::Detached if !matches!(wait.request.get(), Request::Detach) => {
                 // SAFETY: only stacks of a chain are detached, so the caller runs on a continuation's own stack.
-                unsafe { leave(&*on, local) }
+                unsafe { leave(&*wait.on.get(), local) }
             }
             note => return (note, local),
         }
@@ -174,6 +181,44 @@ fn attach(detached: Detached) {
     detached.attach();
 }
 
+/// The continuations on stacks that a coroutine is suspended with. Who resumes the coroutine next may be another one than did before, and that one
+/// may have ended by then.
+pub(crate) struct Inside {
+    last: &'static Node,
+    first: &'static Node,
+}
+
+impl Inside {
+    /// The thread's current continuations from the innermost to the one that the coroutine with this stack resumed. They are not
+    /// current any more: who resumed the coroutine is. `None` where no continuation was resumed from there.
+    pub(crate) fn detach(coroutine: &Range<usize>) -> Option<Inside> {
+        // SAFETY: this thread's.
+        let local = unsafe { &*local::here() };
+        // SAFETY: nodes are never unmapped, and those that run on this thread are in use.
+        let last = unsafe { local.current.get().as_ref() }?;
+        let mut first = last;
+        // Who resumed it keeps its `Wait` on its own stack.
+        while !coroutine.contains(&first.wait.get().addr()) {
+            // SAFETY: as above.
+            first = unsafe { first.parent.get().as_ref() }?;
+        }
+        // SAFETY: who resumed it waits.
+        local.current.set(unsafe { &*first.wait.get() }.on.get());
+        Some(Inside { last, first })
+    }
+
+    /// They run again, and within who resumed the coroutine. A call of its own, so that no thread's address is kept over a switch.
+    #[inline(never)]
+    pub(crate) fn attach(self) {
+        // SAFETY: this thread's.
+        let local = unsafe { &*local::here() };
+        let on = local.current.replace(self.last);
+        self.first.parent.set(on);
+        // SAFETY: who resumed it waits, on the coroutine's stack.
+        unsafe { &*self.first.wait.get() }.on.set(on);
+    }
+}
+
 /// What a continuation does when it was suspended and is resumed: `word` was passed to it.
 ///
 /// # Safety
@@ -182,6 +227,8 @@ fn attach(detached: Detached) {
 pub(super) unsafe fn woken(node: &Node, word: usize, detached: Option<Detached>) -> Woken {
     // SAFETY: what is passed towards a continuation is what its resumer waits with.
     let wait = unsafe { &*std::ptr::with_exposed_provenance::<Wait>(word) };
+    // SAFETY: the thread that resumed is this one.
+    unsafe { &*wait.local.get() }.settle();
     let filled = node.inbox.replace(Inbox::NONE).filled;
     let request = wait.request.get();
     if let Some(detached) = detached
@@ -300,6 +347,8 @@ unsafe extern "C" fn first<const N: usize>(word: usize, data: usize, _: *mut Slo
 unsafe fn begin(word: usize, node: &'static Node, seal: usize, block: *mut u64) -> usize {
     // SAFETY: what is passed towards a continuation is what its resumer waits with.
     let mut wait = unsafe { &*std::ptr::with_exposed_provenance::<Wait>(word) };
+    // SAFETY: the thread that resumed is this one.
+    unsafe { &*wait.local.get() }.settle();
     if matches!(wait.request.get(), Request::Start) {
         node.inbox.set(Inbox { at: block, room: node.params.get(), filled: 0 });
         node.stage.set(Stage::Started);
@@ -309,6 +358,8 @@ unsafe fn begin(word: usize, node: &'static Node, seal: usize, block: *mut u64) 
         let word = unsafe { switch::suspend(node.slot(), wait.local.get().expose_provenance()) };
         // SAFETY: as above.
         wait = unsafe { &*std::ptr::with_exposed_provenance::<Wait>(word) };
+        // SAFETY: as above.
+        unsafe { &*wait.local.get() }.settle();
     } else {
         let passed = node.inbox.get();
         // SAFETY: for a fresh continuation the inbox names what its resumer passes, who waits or is suspended; `room` is the parameters' count.

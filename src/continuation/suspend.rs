@@ -10,17 +10,17 @@ use crate::switch as switch_stubs;
 use std::sync::atomic::Ordering;
 
 /// What is to be suspended, and who handles it.
-struct Found {
-    last: &'static Node,
-    first: &'static Node,
-    wait: &'static Wait,
+pub(super) struct Found {
+    pub last: &'static Node,
+    pub first: &'static Node,
+    pub wait: &'static Wait,
     /// Who may resume it.
-    owner: u64,
+    pub owner: u64,
 }
 
 /// Looks from the stack that runs outwards for who handles a tag.
 #[inline]
-fn search(local: &Local, tag: u64, on: On) -> Result<Found, Error> {
+pub(super) fn search(local: &Local, tag: u64, on: On) -> Result<Found, Error> {
     let current = local.current.get();
     let mark = 0_u8;
     // SAFETY: a node that runs is in use.
@@ -62,14 +62,18 @@ fn off_the_edge(node: &Node, values: &[u64]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the handle of what is about to be suspended; what is passed to it goes to `values`.
+/// Makes the handle of what is about to be suspended; what is passed to it goes to `values`. It is this thread's alone until the stack has
+/// been left ([`Local::settle`]): handles are words, so that another thread may have guessed it.
 #[inline]
-fn suspended(local: &Local, found: &Found, values: &mut [u64]) -> Cont {
+pub(super) fn suspended(local: &Local, found: &Found, values: &mut [u64]) -> Cont {
     let last = found.last;
     last.first.set(found.first);
     last.inbox.set(Inbox { at: values.as_mut_ptr(), room: values.len(), filled: 0 });
     last.home.set(local.id.get());
-    last.owner.store(found.owner, Ordering::Relaxed);
+    last.owner.store(local.id.get(), Ordering::Relaxed);
+    if found.owner == ANYBODY {
+        local.leaving.set(last);
+    }
     last.set_state(slot_state::SUSPENDED);
     hand_out(local, last)
 }

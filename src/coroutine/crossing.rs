@@ -5,6 +5,7 @@
 
 use super::body::ForcedUnwind;
 use crate::abi::{Slot, slot_state};
+use crate::continuation::Inside;
 use crate::directory::slot_of_stack;
 use crate::error::Error;
 #[cfg(target_arch = "x86_64")]
@@ -265,10 +266,18 @@ unsafe fn suspend_with_care(slot: NonNull<Slot>, word: usize, state_then: u32) -
         // SAFETY: the chain runs.
         .then(|| Detached::of_stacks(|address| unsafe { chain.holds(address) }))
         .flatten();
+    let inside = match chain.youngest == slot {
+        true => None,
+        // SAFETY: the bounds stay as they are while the slot is leased.
+        false => Inside::detach(&unsafe { (*slot.as_ptr()).base..(*slot.as_ptr()).top }),
+    };
     // SAFETY: the caller runs on the youngest stack of the chain, and the oldest is the coroutine's.
     let word = unsafe { go(chain, word, state, state_then) };
     if let Some(detached) = detached {
         detached.attach();
+    }
+    if let Some(inside) = inside {
+        inside.attach();
     }
     // SAFETY: the caller's.
     unsafe { look(slot) };
