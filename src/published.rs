@@ -30,7 +30,7 @@ pub(crate) const MODE_PAC: u64 = 1;
 pub(crate) const MODE_PACGA: u64 = 2;
 /// Mode bit: threads of this process may have a shadow stack; without it no stub asks.
 pub(crate) const MODE_SHADOW: u64 = 4;
-/// Mode bit: growable stacks were made, so that a thread may have managed frames.
+/// Mode bit: growable stacks, stacks of futures or continuations were made: a coroutine that suspends looks for what lies on its stacks.
 pub(crate) const MODE_MANAGED: u64 = 8;
 /// Mode bit: callee-saved registers are sealed with a context too.
 pub(crate) const MODE_FULL_SEAL: u64 = 16;

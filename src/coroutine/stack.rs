@@ -14,7 +14,8 @@ pub type StackPointer = NonZeroUsize;
 /// What a stack's base is a multiple of, in bytes (System V ABI x86-64 3.2.2; AAPCS64 6.4.5.1).
 pub const STACK_ALIGNMENT: usize = 16;
 
-/// The least that a stack has, in bytes.
+/// The least that a stack has, in bytes. It has no room for unwinding where the unwinder keeps many registers (arm64): who drops suspended coroutines
+/// or panics on so small a stack comes to its guard.
 pub const MIN_STACK_SIZE: usize = 4096;
 
 /// Owns the memory of a stack.
