@@ -341,7 +341,12 @@ fn adjacent_shadow_stacks_share_a_mapping_and_have_guards() {
         let data: Vec<_> = slots.iter().map(|slot| unsafe { (slot.as_ref().base, slot.as_ref().top) }).collect();
         assert_eq!(mappings(data[0].0 - shape.guard, data[count - 1].1), Some(1));
     }
-    // What is mapped where the next one belongs is not replaced: the stack is left out.
+    // What is mapped where the next one belongs is not replaced: the stack is left out. QEMU user mode (seen on 11.1.3), which has no cheap
+    // guards either, sometimes maps over it when another thread maps too.
+    if !system::cheap_guards() {
+        eprintln!("not asked what happens where something is mapped: not a kernel's own shadow stacks");
+        return;
+    }
     let next = tops[count - 1];
     let area = std::ptr::with_exposed_provenance_mut::<libc::c_void>(next);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_FIXED_NOREPLACE;
