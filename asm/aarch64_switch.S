@@ -95,6 +95,19 @@
         MODE    x15
         .endm
 
+/* The callee-saved registers of the saved frame at \base. */
+        .macro LOAD_CALLEE_SAVED base
+        ldp     x19, x20, [\base, #F_X19]
+        ldp     x21, x22, [\base, #F_X19+16]
+        ldp     x23, x24, [\base, #F_X19+32]
+        ldp     x25, x26, [\base, #F_X19+48]
+        ldp     x27, x28, [\base, #F_X19+64]
+        ldp     d8, d9, [\base, #F_D8]
+        ldp     d10, d11, [\base, #F_D8+16]
+        ldp     d12, d13, [\base, #F_D8+32]
+        ldp     d14, d15, [\base, #F_D8+48]
+        .endm
+
 /* x16: the chain goes on over x19-x28 and d8-d15. Clobbers \a. */
         .macro CHAIN_CALLEE_SAVED a
         .irp    reg, x19, x20, x21, x22, x23, x24, x25, x26, x27, x28
@@ -141,15 +154,7 @@ LOCAL(sealed\@):
         ldr     x9, [x4, #SP]
         ldr     x10, [x4, #CTX_TOKEN]
         ldp     x11, x17, [x9]
-        ldp     x19, x20, [x9, #F_X19]
-        ldp     x21, x22, [x9, #F_X19+16]
-        ldp     x23, x24, [x9, #F_X19+32]
-        ldp     x25, x26, [x9, #F_X19+48]
-        ldp     x27, x28, [x9, #F_X19+64]
-        ldp     d8, d9, [x9, #F_D8]
-        ldp     d10, d11, [x9, #F_D8+16]
-        ldp     d12, d13, [x9, #F_D8+32]
-        ldp     d14, d15, [x9, #F_D8+48]
+        LOAD_CALLEE_SAVED x9
         tbz     x15, #MODE_PACGA_BIT, LOCAL(verified\@)
         ldr     x5, [x4, #GENERATION]
         ldr     x6, [\slot, #IDENTITY]
@@ -624,15 +629,7 @@ FUNC SYM(cfi_stack_cancel)
         b       1b
 2:      mov     x10, x11
         CHANGE_SHADOW x0, OWN
-3:      ldp     x19, x20, [sp, #F_X19]
-        ldp     x21, x22, [sp, #F_X19+16]
-        ldp     x23, x24, [sp, #F_X19+32]
-        ldp     x25, x26, [sp, #F_X19+48]
-        ldp     x27, x28, [sp, #F_X19+64]
-        ldp     d8, d9, [sp, #F_D8]
-        ldp     d10, d11, [sp, #F_D8+16]
-        ldp     d12, d13, [sp, #F_D8+32]
-        ldp     d14, d15, [sp, #F_D8+48]
+3:      LOAD_CALLEE_SAVED sp
         add     sp, sp, #FRAME
         .cfi_def_cfa_offset 0
         .irp    reg, x19, x20, x21, x22, x23, x24, x25, x26, x27, x28, x29, x30, d8, d9, d10, d11, d12, d13, d14, d15
