@@ -640,7 +640,8 @@ mod programs {
         };
         match large {
             true => Coroutine::new(move |yielder, input| body(yielder, input) + u64::from(ballast[7] - length)),
-            false => Coroutine::with_stack(DefaultStack::new(16 << 10).unwrap(), body),
+            // A panic on it: the unwinder of arm64 wants more than 16 KiB when it is used first.
+            false => Coroutine::with_stack(DefaultStack::new(64 << 10).unwrap(), body),
         }
     }
 
