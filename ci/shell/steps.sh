@@ -158,7 +158,7 @@ step_bench() { "$CI/cargo" "$isa" bench --no-run --workspace; }
 # The assembly as arm64e objects, and what must be in them: the signing instructions themselves, not their hint forms' absence.
 step_assemble() {
     local source object clang=$EMULATORS/clang/wrap
-    for source in asm/aarch64.S; do
+    for source in asm/aarch64.S asm/aarch64_rebind.S asm/aarch64_cpu.S; do
         object=$(mktemp)
         "$clang/clang" -target arm64e-apple-macos14 -Wall -Werror -c -I asm -o "$object" "$source"
         "$clang/llvm-readobj" --file-headers "$object" | grep -q 'CpuSubType: CPU_SUBTYPE_ARM64E' || { echo "$source: the object is not arm64e"; return 1; }
