@@ -11,7 +11,7 @@ use crate::stepper::{self, function_at};
 use crate::tally::Tally;
 use cfi_stack::coroutine::{Coroutine, Yielder};
 use cfi_stack::pool::Lease;
-use cfi_stack::probe::{Slot, forced};
+use cfi_stack::probe::{Entry, Slot, forced};
 use std::cell::RefCell;
 use std::hint::black_box;
 use std::ptr::NonNull;
@@ -123,19 +123,22 @@ fn second_resumer(last: NonNull<Slot>, first: NonNull<Slot>) {
     black_box(unsafe { forced::resume(last, first, 22) });
 }
 
-/// Stacks that will run `outer`, `middle` and `inner`.
-fn three() -> Result<[Lease; 3], String> {
+/// Stacks that will run these, each with the address of the next one's slot, the last with 0.
+fn three(entries: [Entry; 3]) -> Result<[Lease; 3], String> {
     let thread = attach()?;
     let leases = [lease(&thread)?, lease(&thread)?, lease(&thread)?];
     std::mem::forget(thread);
-    let [a, b, c] = &leases;
-    // SAFETY: the leases are ours, their stacks empty.
-    unsafe {
-        forced::prepare(c.slot(), inner, 0);
-        forced::prepare(b.slot(), middle, address(c));
-        forced::prepare(a.slot(), outer, address(b));
+    let next = [address(&leases[1]), address(&leases[2]), 0];
+    for ((lease, entry), next) in leases.iter().zip(entries).zip(next) {
+        // SAFETY: the lease is ours, its stack empty.
+        unsafe { forced::prepare(lease.slot(), entry, next) };
     }
     Ok(leases)
+}
+
+/// Stacks that will run `outer`, `middle` and `inner`.
+fn layered() -> Result<[Lease; 3], String> {
+    three([outer, middle, inner])
 }
 
 /// Gives the stacks up. Each is suspended.
@@ -156,7 +159,7 @@ fn through(stacks: &[(usize, &'static str)], resumer: (usize, &'static str)) -> 
 }
 
 fn nested() -> Verdict {
-    let leases = three()?;
+    let leases = layered()?;
     let a = leases[0].slot();
     first_resumer(a, a);
     second_resumer(a, a);
@@ -170,7 +173,7 @@ fn nested() -> Verdict {
 }
 
 fn reparented() -> Verdict {
-    let leases = three()?;
+    let leases = layered()?;
     let (a, c) = (leases[0].slot(), leases[2].slot());
     first_resumer(a, a);
     second_resumer(c, c);
@@ -191,7 +194,7 @@ unsafe extern "C" fn detaches(_: usize, first: usize, slot: *mut Slot) -> usize 
 }
 
 fn detached() -> Verdict {
-    let leases = three()?;
+    let leases = layered()?;
     let (a, c) = (leases[0].slot(), leases[2].slot());
     // SAFETY: it never ran; it is prepared anew.
     unsafe {
@@ -225,7 +228,7 @@ fn thrower(slot: NonNull<Slot>) {
 }
 
 fn switched_and_thrown() -> Verdict {
-    let leases = three()?;
+    let leases = layered()?;
     let (a, c) = (leases[0].slot(), leases[2].slot());
     // SAFETY: it never ran; it is prepared anew.
     unsafe {
@@ -251,7 +254,7 @@ fn another_thread(a: usize) -> Result<(), String> {
 }
 
 fn on_another_thread() -> Verdict {
-    let leases = three()?;
+    let leases = layered()?;
     first_resumer(leases[0].slot(), leases[0].slot());
     let a = address(&leases[0]);
     std::thread::spawn(move || another_thread(a)).join().map_err(|_| "the thread panicked")??;

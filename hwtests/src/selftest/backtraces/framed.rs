@@ -1,6 +1,6 @@
 //! Functions that keep frame records, in assembly because Rust keeps none on x86-64, and walks from them by records alone.
 
-use super::super::switching::{address, attach, lease};
+use super::cancel;
 use crate::backtrace::{by_records, by_tables};
 use crate::child::{Verdict, handle, page};
 use crate::cpu;
@@ -180,24 +180,7 @@ fn main_return(frames: &[crate::backtrace::Frame]) -> usize {
 }
 
 fn three() -> Result<[Lease; 3], String> {
-    let thread = attach()?;
-    let leases = [lease(&thread)?, lease(&thread)?, lease(&thread)?];
-    std::mem::forget(thread);
-    let [a, b, c] = &leases;
-    // SAFETY: the leases are ours, their stacks empty.
-    unsafe {
-        forced::prepare(c.slot(), framed, 0);
-        forced::prepare(b.slot(), framed, address(c));
-        forced::prepare(a.slot(), framed, address(b));
-    }
-    Ok(leases)
-}
-
-fn cancel(leases: &[Lease]) {
-    for lease in leases {
-        // SAFETY: suspended, and nothing points into its frames.
-        unsafe { forced::cancel(lease.slot()) };
-    }
+    super::three([framed; 3])
 }
 
 #[inline(never)]
