@@ -8,7 +8,7 @@ use crate::memory::peek;
 use crate::outcome::Code;
 use crate::stepper::{self, Boundary, function_at};
 use cfi_stack::pool::Lease;
-use cfi_stack::probe::{Slot, Word, forced, frame, read};
+use cfi_stack::probe::{Slot, Word, frame, read};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
