@@ -67,7 +67,7 @@ impl ShadowStack {
 
 impl Drop for ShadowStack {
     fn drop(&mut self) {
-        system::unmap(self.mapping, self.mapped);
+        system::unmap_guarded(self.mapping, self.mapped);
     }
 }
 

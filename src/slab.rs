@@ -271,7 +271,7 @@ pub(crate) fn map_single(shape: &Shape, base: Option<usize>) -> Result<NonNull<S
         };
         with_shadow().inspect_err(|_| {
             if shape.room != 0 {
-                system::unmap(shadow_base, shape.shadow_span());
+                system::unmap_guarded(shadow_base, shape.shadow_span());
             }
         })
     };
@@ -280,8 +280,8 @@ pub(crate) fn map_single(shape: &Shape, base: Option<usize>) -> Result<NonNull<S
         None => {
             let mapping = system::map_stacks(WHAT, shape.data_span())?;
             system::guard("a stack's guard", mapping, shape.guard)
-                .and_then(|()| with_data(mapping))
-                .inspect_err(|_| system::unmap(mapping, shape.data_span()))
+                .inspect_err(|_| system::unmap(mapping, shape.data_span()))?;
+            with_data(mapping).inspect_err(|_| system::unmap_guarded(mapping, shape.data_span()))
         }
     }?;
     let (Some(place), Some(entry)) = (directory::place_of(index as usize), directory::entry(index as usize)) else {
@@ -301,10 +301,10 @@ pub(crate) fn unmap_single(index: u32) -> Result<(), Error> {
     let Some(entry) = directory::entry(index as usize) else { return Err(Error::Slot("it is not in the directory")) };
     directory::retire(index)?;
     if entry.shadow_span != 0 {
-        system::unmap(entry.shadow_base, entry.shadow_span);
+        system::unmap_guarded(entry.shadow_base, entry.shadow_span);
     }
     if entry.class & CLASS_LARGE != 0 {
-        system::unmap(entry.data_base, entry.data_span);
+        system::unmap_guarded(entry.data_base, entry.data_span);
     }
     Ok(())
 }

@@ -251,6 +251,15 @@ pub(crate) fn cheap_guards() -> bool {
     CHEAP_GUARDS.load(Ordering::Relaxed) != NO
 }
 
+/// Unmaps what has one guard, and counts that guard no more where guards cost a mapping.
+pub(crate) fn unmap_guarded(address: usize, bytes: usize) {
+    unmap(address, bytes);
+    if !cheap_guards() {
+        // Every guard was counted then. One of a locked mapping, where others are cheap, stays counted.
+        let _ = GUARD_MAPPINGS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
+    }
+}
+
 /// Puts something inaccessible in the place of part of a mapping of any kind.
 pub(crate) fn make_inaccessible(what: &'static str, address: usize, bytes: usize) -> Result<(), Error> {
     injected(what, bytes)?;

@@ -59,4 +59,16 @@ fn leases_count_from_the_moment_there_is_a_budget() {
     assert_eq!(pool::stats().counted_bytes, 300 * one);
     drop(all);
     assert_eq!(pool::stats().counted_bytes, 0);
+
+    // A guard that cost a mapping is counted no more when that goes: stacks with mappings of their own.
+    pool::set_budget(usize::MAX);
+    let before = pool::stats().guard_mappings;
+    for _ in 0..3 {
+        let large: Vec<_> = (0..10).map(|_| pool::lease(2 << 20).unwrap()).collect();
+        let guards = pool::stats().guard_mappings;
+        assert!(if pool::stats().cheap_guards { guards == before } else { guards >= before + 10 }, "{guards}");
+        drop(large);
+        pool::trim();
+        assert_eq!(pool::stats().guard_mappings, before);
+    }
 }
