@@ -17,7 +17,8 @@ pub struct Plan {
     /// Addresses in the source of slots that hold pointers into the stack.
     pointers: Vec<usize>,
     low: usize,
-    native_fp: u64,
+    /// For each piece how many frames it and the younger ones have, and what its oldest frame saved.
+    pieces: Vec<(usize, u64)>,
 }
 
 impl Plan {
@@ -34,8 +35,10 @@ impl Plan {
     pub fn make<S: Signer>(&mut self, walk: Walk<'_, S>) -> Result<(), Refusal> {
         self.rebindings.clear();
         self.pointers.clear();
-        self.low = walk.youngest();
-        self.native_fp = walk.native_fp();
+        self.pieces.clear();
+        let bounds = *walk.bounds();
+        self.low = bounds.pieces.first().map_or(0, |piece| piece.youngest);
+        let mut fps = bounds.pieces.iter().map(|piece| piece.base_fp);
         for frame in walk {
             let Frame { record, pc, signing, caller } = frame?;
             room(&mut self.rebindings, 1)?;
@@ -43,6 +46,9 @@ impl Plan {
             if let Some((caller_record, slots)) = caller {
                 room(&mut self.pointers, slots.len())?;
                 self.pointers.extend(slots.iter().map(|&offset| caller_record.wrapping_add_signed(offset as isize)));
+            } else if let Some(base_fp) = fps.next() {
+                room(&mut self.pieces, 1)?;
+                self.pieces.push((self.rebindings.len(), base_fp));
             }
         }
         Ok(())
@@ -67,8 +73,8 @@ impl Plan {
     /// Every word of the plan, as an attacker finds them in memory.
     #[cfg(any(test, feature = "model"))]
     pub(crate) fn exposed(&mut self) -> Exposed<'_> {
-        let Plan { rebindings, pointers, low, native_fp } = self;
-        Exposed { rebindings, pointers, low, native_fp }
+        let Plan { rebindings, pointers, low, pieces } = self;
+        Exposed { rebindings, pointers, low, pieces }
     }
 
     /// Slots that hold pointers into the stack.
@@ -76,9 +82,10 @@ impl Plan {
         &self.pointers
     }
 
-    /// What the oldest record's saved frame pointer must be: the entry frame's.
-    pub(crate) fn native_fp(&self) -> u64 {
-        self.native_fp
+    /// For each piece, youngest first: how many frames it and the younger ones have, and the frame pointer that its
+    /// oldest frame saved.
+    pub(crate) fn pieces(&self) -> &[(usize, u64)] {
+        &self.pieces
     }
 
     /// Whether the span can go to `destination`, with `spare` bytes left below it. Returns its lowest address.
@@ -111,7 +118,7 @@ pub(crate) struct Exposed<'a> {
     pub rebindings: &'a mut [Rebinding],
     pub pointers: &'a mut [usize],
     pub low: &'a mut usize,
-    pub native_fp: &'a mut u64,
+    pub pieces: &'a mut [(usize, u64)],
 }
 
 fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), Refusal> {

@@ -10,8 +10,9 @@ use crate::plan::Plan;
 use crate::segment::{read_word, write_word};
 use crate::signer::Signer;
 use crate::steps::{Step, StepInfo, step};
+use crate::walk::Bounds;
 
-/// Moves the planned span from `source` to the same distance from `destination`'s top.
+/// Moves the planned span of `bounds` to the same distance from `destination`'s top.
 ///
 /// `spare` is the number of bytes that must stay free below the span in the destination. Returns the address that
 /// the youngest frame record has now.
@@ -21,18 +22,19 @@ use crate::steps::{Step, StepInfo, step};
 /// or does not authenticate. The source is untouched.
 ///
 /// # Safety
-/// `plan` was made for `source`; both segments are mapped, no other thread runs on or moves this stack, and the span is
+/// `plan` was made for `bounds`; both segments are mapped, no other thread runs on or moves this stack, and the span is
 /// not running managed code: its youngest frame is a stub's.
 pub unsafe fn relocate<S: Signer>(
     signer: &S,
     plan: &mut Plan,
-    source: &Record,
+    bounds: &Bounds<'_>,
     destination: &Record,
     spare: usize,
-    shadow: Option<&[u64]>,
 ) -> Result<usize, Refusal> {
+    let &Bounds { source, shadow, complete, .. } = bounds;
     let low = plan.fits(source, destination, spare)?;
-    if shadow.is_some_and(|shadow| shadow.len() != plan.rebindings().len()) {
+    let frames = plan.rebindings().len();
+    if shadow.is_some_and(|shadow| shadow.len() < frames || complete && shadow.len() != frames) {
         return Err(Tampered { evidence: "the plan and the shadow stack count different frames", slot: low }.into());
     }
     let (from, to) = (source.extent(), destination.extent());
@@ -76,20 +78,30 @@ fn rebase(plan: &Plan, source: Extent, destination: Extent, delta: usize) -> Res
             Err(Tampered { evidence: "the plan names a place outside the destination", slot: address })
         }
     };
-    let mut frames = plan.rebindings().iter().peekable();
-    while let Some(frame) = frames.next() {
-        let record = frame.record();
-        let moved = place(record)?;
-        let caller = frames.peek().map(|caller| caller.record());
-        let expected = caller.map_or(plan.native_fp(), |caller| caller as u64);
-        // SAFETY: `place` has shown that the word lies in the destination, which is mapped and not yet in use.
-        if unsafe { read_word(moved) } != expected {
-            return Err(Tampered { evidence: "a saved frame pointer changed during the move", slot: record });
+    let mut younger = 0;
+    for &(end, base_fp) in plan.pieces() {
+        let Some(frames) = plan.rebindings().get(younger..end) else {
+            return Err(Tampered { evidence: "the plan's pieces are not those that were walked", slot: end });
+        };
+        younger = end;
+        let mut frames = frames.iter().peekable();
+        while let Some(frame) = frames.next() {
+            let record = frame.record();
+            let moved = place(record)?;
+            let expected = frames.peek().map_or(base_fp, |caller| caller.record() as u64);
+            // SAFETY: `place` has shown that the word lies in the destination, which is mapped and not yet in use.
+            if unsafe { read_word(moved) } != expected {
+                return Err(Tampered { evidence: "a saved frame pointer changed during the move", slot: record });
+            }
+            // A frame pointer outside the segment is the entry frame's, on another stack: it stays.
+            if (expected as usize) >= source.base && (expected as usize) < source.top {
+                // SAFETY: as above.
+                unsafe { write_word(moved, expected.wrapping_add(delta as u64)) };
+            }
         }
-        if let Some(caller) = caller {
-            // SAFETY: as above.
-            unsafe { write_word(moved, caller.wrapping_add(delta) as u64) };
-        }
+    }
+    if younger != plan.rebindings().len() {
+        return Err(Tampered { evidence: "the plan's pieces are not those that were walked", slot: younger });
     }
     for &slot in plan.pointers() {
         let moved = place(slot)?;

@@ -31,7 +31,7 @@ use crate::error::Refusal;
 use crate::pac::{Modifier, RawPc, SignedPc, Signing};
 use crate::signer::Signer;
 use crate::signer::model::Model;
-use crate::walk::{Bounds, Walk};
+use crate::walk::{Bounds, Piece, Walk};
 use std::alloc::Layout;
 use std::ptr::NonNull;
 
@@ -415,20 +415,24 @@ impl Specimen {
         self.model.sign(frame.pc, frame.signing, Modifier::new(frame.record as u64 + 16))
     }
 
-    fn bounds<'a>(&'a self, room: &'a Room, youngest: usize) -> Bounds<'a> {
-        Bounds {
-            source: &room.record,
+    fn piece(&self, room: &Room, youngest: usize) -> Piece {
+        Piece {
             youngest,
             stub: self.stub,
-            entry_return: ENTRY_RETURN,
-            native_fp: NATIVE_FP,
-            smallest_frame: 16,
-            shadow: self.shadow.as_deref(),
+            bottom: ENTRY_RETURN,
+            base_cfa: room.record.top,
+            base_fp: NATIVE_FP,
+            arguments: 0,
+            registers: 0,
         }
     }
 
+    fn bounds<'a>(&'a self, room: &'a Room, pieces: &'a [Piece]) -> Bounds<'a> {
+        Bounds { source: &room.record, pieces, complete: true, smallest_frame: 16, shadow: self.shadow.as_deref() }
+    }
+
     fn walk(&self, room: &Room, youngest: usize) -> Result<Vec<Seen>, Refusal> {
-        Walk::new(&self.model, &self.table, self.bounds(room, youngest))
+        Walk::new(&self.model, &self.table, self.bounds(room, &[self.piece(room, youngest)]))
             .map(|frame| {
                 let frame = frame?;
                 let caller = frame.caller.map(|(record, slots)| (record, slots.to_vec()));

@@ -18,7 +18,7 @@ use crate::signer::hardware::Hardware;
 use crate::steps::{Step, StepInfo, step};
 use crate::tamper;
 use crate::thread::{self, Thread};
-use crate::walk::{Bounds, Walk};
+use crate::walk::{Bounds, Piece, Walk};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -272,20 +272,22 @@ impl Inner {
 
         let reading = Reading::begin();
         let table = reading.table().ok_or(Error::UnknownCode(arch::grow()))?;
-        let bounds = Bounds {
-            source,
+        let piece = Piece {
             youngest: record,
             stub: arch::STUB_SIGNING,
-            entry_return: arch::entry_return(),
-            native_fp: self.control.native_sp.wrapping_add(ENTRY_FP_OFFSET) as u64,
-            smallest_frame: self.policy.smallest_frame,
-            shadow,
+            bottom: arch::entry_return(),
+            base_cfa: source.top,
+            base_fp: self.control.native_sp.wrapping_add(ENTRY_FP_OFFSET) as u64,
+            arguments: 0,
+            registers: 0,
         };
+        let bounds =
+            Bounds { source, pieces: &[piece], complete: true, smallest_frame: self.policy.smallest_frame, shadow };
         self.plan.make(Walk::new(&Hardware, table, bounds))?;
         drop(reading);
         // SAFETY: the plan was just made for `source`; both segments are owned by self; the youngest frame is grow's,
         // which runs on the native stack now.
-        let moved = unsafe { relocate(&Hardware, &mut self.plan, source, target, spare - 16, shadow)? };
+        let moved = unsafe { relocate(&Hardware, &mut self.plan, &bounds, target, spare - 16)? };
         let old = std::mem::replace(&mut self.segment, destination);
         self.control.segment = self.segment.record();
         if self.policy.poison || self.policy.relocate_always {

@@ -1,5 +1,5 @@
-//! The walk over a span: from the stub's frame record, which is the youngest, to the entry frame, authenticating
-//! every return address and recomputing every saved frame pointer. It writes nothing.
+//! The walk over a span: from a stub's frame record, which is the youngest, to what the oldest frame was entered by, piece by piece,
+//! authenticating every return address and recomputing every saved frame pointer. It writes nothing.
 //!
 //! Frames are never inferred by content. Where a frame's caller lies follows from the code map: the caller's frame
 //! pointer is the callee's CFA plus the caller's `frame_bytes`, and what the record holds must agree.
@@ -12,23 +12,45 @@ use crate::pac::{Modifier, RawPc, SignedPc, Signing, Tampered};
 use crate::segment::read_word;
 use crate::signer::Signer;
 
-/// Where a walk begins and where it must end.
+/// A span, and what a walk over it must meet.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds<'a> {
-    /// The segment that the span lies in.
+    /// The segment that the span lies in: from the first piece's youngest record to the segment's top.
     pub source: &'a Record,
-    /// Address of the youngest frame record: the stub's own.
-    pub youngest: usize,
-    /// How the stub signs.
-    pub stub: Signing,
-    /// The return address of the oldest managed frame: behind the call in `enter`.
-    pub entry_return: RawPc,
-    /// The frame pointer that the oldest managed frame saved: the entry frame's, on the native side.
-    pub native_fp: u64,
+    /// The span's pieces, youngest first; there is at least one.
+    pub pieces: &'a [Piece],
+    /// Whether the last piece is the stack's oldest: then the shadow stack must be used up.
+    pub complete: bool,
     /// Smallest frame that the shadow stack was sized for, frame record included, in bytes.
     pub smallest_frame: usize,
-    /// Return addresses on the shadow stack, youngest first, where one is on.
+    /// Return addresses on the shadow stack, youngest first, from the first piece's youngest entry, where one is on.
     pub shadow: Option<&'a [u64]>,
+}
+
+/// A run of managed frames between a stub's record, its youngest, and what its oldest frame returns to.
+///
+/// Stack arguments that the oldest frame was entered with lie above it, in the span: they move along and hold no
+/// pointers into the stack.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece {
+    /// Address of its stub's frame record.
+    pub youngest: usize,
+    /// How that stub signs.
+    pub stub: Signing,
+    /// Where its oldest frame returns to: behind the call in `enter` or in `link`.
+    pub bottom: RawPc,
+    /// The CFA of its oldest frame: the segment's top, or the youngest record of the piece before it in time, less
+    /// `arguments`.
+    pub base_cfa: usize,
+    /// The frame pointer that its oldest frame saved: the entry frame's, on a native stack, or that of `link`'s record in the
+    /// segment before.
+    pub base_fp: u64,
+    /// Bytes of stack arguments that its oldest frame was entered with.
+    pub arguments: usize,
+    /// Address of the block in which the stub keeps the callee-saved registers while the frames move and from which it
+    /// loads them afterwards, in the order of [`crate::codemap`]; 0 when it keeps none.
+    #[allow(dead_code)] // (g)
+    pub registers: usize,
 }
 
 /// One frame record on the way.
@@ -41,15 +63,18 @@ pub struct Frame<'a> {
     /// How the function that owns the record signs.
     pub signing: Signing,
     /// The caller's record and, relative to it, its slots that hold pointers into the stack. `None` for the
-    /// oldest frame, which returns to the entry frame.
+    /// oldest frame of a piece.
     pub caller: Option<(usize, &'a [i32])>,
 }
 
-/// The walk: an iterator over the frame records of a span, youngest first. It ends after the first refusal.
+/// The walk: an iterator over the frame records of a span, youngest first, from piece to piece. It ends after the first refusal.
 pub struct Walk<'a, S> {
     signer: &'a S,
     map: Cursor<'a>,
     bounds: Bounds<'a>,
+    /// The piece that the next record belongs to, and those behind it.
+    piece: Piece,
+    older: &'a [Piece],
     next: Option<(usize, Signing)>,
     seen: usize,
 }
@@ -57,23 +82,29 @@ pub struct Walk<'a, S> {
 impl<'a, S: Signer> Walk<'a, S> {
     /// A walk that has not begun.
     pub fn new(signer: &'a S, map: &'a Table, bounds: Bounds<'a>) -> Self {
-        let next = Some((bounds.youngest, bounds.stub));
-        Walk { signer, map: Cursor::new(map), bounds, next, seen: 0 }
+        // Without a piece the first step finds no record.
+        let nothing = Piece {
+            youngest: 0,
+            stub: Signing::None,
+            bottom: RawPc::new(0),
+            base_cfa: 0,
+            base_fp: 0,
+            arguments: 0,
+            registers: 0,
+        };
+        let (&piece, older) = bounds.pieces.split_first().unwrap_or((&nothing, &[]));
+        let next = Some((piece.youngest, piece.stub));
+        Walk { signer, map: Cursor::new(map), bounds, piece, older, next, seen: 0 }
     }
 
-    /// Address of the youngest record.
-    pub fn youngest(&self) -> usize {
-        self.bounds.youngest
-    }
-
-    /// The entry frame's frame pointer.
-    pub fn native_fp(&self) -> u64 {
-        self.bounds.native_fp
+    /// What is walked.
+    pub fn bounds(&self) -> &Bounds<'a> {
+        &self.bounds
     }
 
     #[inline]
     fn step(&mut self, record: usize, signing: Signing) -> Result<Frame<'a>, Refusal> {
-        let Bounds { source, entry_return, native_fp, shadow, .. } = self.bounds;
+        let Bounds { source, shadow, .. } = self.bounds;
         let tampered = |evidence, slot| Err(Refusal::Tampered(Tampered { evidence, slot }));
         if !record.is_multiple_of(16) || !source.holds(record, 16) {
             return tampered("a frame record lies outside the stack or is misaligned", record);
@@ -90,18 +121,27 @@ impl<'a, S: Signer> Walk<'a, S> {
             return tampered("a return address differs from the shadow stack's", slot);
         }
         self.seen += 1;
-        if pc == entry_return {
-            if cfa != source.top {
-                return tampered("the oldest frame does not end at the segment's top", record);
+        if pc == self.piece.bottom {
+            if cfa != self.piece.base_cfa {
+                return tampered("the oldest frame does not end where it was entered", record);
             }
-            if saved_fp != native_fp {
+            if saved_fp != self.piece.base_fp {
                 return tampered("the oldest frame pointer is not the entry frame's", record);
             }
-            if shadow.is_some_and(|shadow| shadow.len() != self.seen) {
-                return tampered("the shadow stack holds more return addresses than the stack", record);
+            let end = cfa.saturating_add(self.piece.arguments);
+            self.next = self.older.split_first().map(|(&piece, older)| {
+                (self.piece, self.older) = (piece, older);
+                (piece.youngest, piece.stub)
+            });
+            match self.next {
+                Some((youngest, _)) if youngest < end => {
+                    return tampered("an older piece of the stack begins below the end of a younger one", youngest);
+                }
+                None if self.bounds.complete && shadow.is_some_and(|shadow| shadow.len() != self.seen) => {
+                    return tampered("the shadow stack holds more return addresses than the stack", record);
+                }
+                _ => return Ok(Frame { record, pc, signing, caller: None }),
             }
-            self.next = None;
-            return Ok(Frame { record, pc, signing, caller: None });
         }
         let found = self.map.find(pc).ok_or(Error::UnknownCode(pc))?;
         if !found.layout.movable {

@@ -154,7 +154,11 @@ impl Specimen {
         }
         let walked = self.walk(&self.source, self.youngest);
         let mut plan = Plan::new();
-        let made = plan.make(Walk::new(&self.model, &self.table, self.bounds(&self.source, self.youngest)));
+        let made = plan.make(Walk::new(
+            &self.model,
+            &self.table,
+            self.bounds(&self.source, &[self.piece(&self.source, self.youngest)]),
+        ));
         assert_eq!(made.as_ref().err(), walked.as_ref().err(), "the plan and the walk disagree");
         if let Err(refusal) = made {
             return self.ended(walked, Err(refusal));
@@ -163,7 +167,8 @@ impl Specimen {
             self.write(write);
             write.rewrite(&mut plan);
         }
-        let source = &self.source.record;
+        let pieces = [self.piece(&self.source, self.youngest)];
+        let bounds = self.bounds(&self.source, &pieces);
         let attacked = Attacked {
             model: self.model,
             image: &self.image,
@@ -171,8 +176,7 @@ impl Specimen {
             written: RefCell::default(),
         };
         // SAFETY: the plan was made for the source; both rooms are owned by self and nothing runs in them.
-        let moved =
-            unsafe { relocate(&attacked, &mut plan, source, &self.destination.record, spare, self.shadow.as_deref()) };
+        let moved = unsafe { relocate(&attacked, &mut plan, &bounds, &self.destination.record, spare) };
         let planned = self.image.clone();
         for (index, word) in attacked.written.into_inner() {
             self.image[index] = word;
@@ -311,7 +315,7 @@ impl Write {
                 }
             }
             Write::Low(bits) => *plan.low ^= bits as usize,
-            Write::NativeFp(bits) => *plan.native_fp ^= bits,
+            Write::NativeFp(bits) => plan.pieces.iter_mut().for_each(|(_, fp)| *fp ^= bits),
             _ => {}
         }
     }
