@@ -49,7 +49,23 @@ step_lib() {
     CFI_STACK_ENV=QUICKCHECK_TESTS,RUST_BACKTRACE,CFI_STACK_EMULATED "$CI/on" --script <(echo "$programs") "$class"
 }
 
-step_doc() { "$CI/cargo" "$isa" test --doc -p cfi-stack --all-features; }
+step_doc() {
+    "$CI/cargo" "$isa" test --doc -p cfi-stack --all-features || return
+    local source name failed=0 passed=0
+    # An example whose head shows how it is run says there what it prints.
+    for source in $(grep -l '^//! \$ cargo run --example' examples/*.rs); do
+        name=$(basename "$source" .rs)
+        if diff <(sed -n '/^\/\/! \$ cargo run/,/^\/\/! ```$/s/^\/\/! //p' "$source" | sed '1d;$d') \
+            <("$CI/cargo" "$isa" run -q -p cfi-stack --example "$name"); then
+            passed=$((passed + 1))
+        else
+            echo "example $name does not print what its head says"
+            failed=$((failed + 1))
+        fi
+    done
+    echo "$passed passed, $failed failed, 0 skipped"
+    [ "$failed" = 0 ]
+}
 
 step_engine() { "$CI/cargo" "$isa" test --release -p wasm; }
 
