@@ -36,6 +36,8 @@ unsafe extern "C" {
     fn cfi_stack_seal(record: *mut Record, base: usize, top: usize, identity: u64, generation: u64);
     fn cfi_stack_reseal(record: *mut Record, generation: u64);
     fn cfi_stack_shadow_pointer() -> usize;
+    fn cfi_stack_fudge_call();
+    fn cfi_stack_measured(f: unsafe extern "C" fn(usize) -> u64, data: usize, bytes: usize, used: *mut usize) -> u64;
     #[cfg(target_arch = "aarch64")]
     fn cfi_stack_authenticate_a(word: SignedPc, modifier: Modifier) -> RawPc;
     #[cfg(target_arch = "aarch64")]
@@ -84,6 +86,23 @@ pub(crate) fn leave() -> RawPc {
 /// Address of the stub that a rewritten signal context runs as `leave`.
 pub(crate) fn leave_from_signal() -> RawPc {
     RawPc::new(cfi_stack_leave_from_signal as *const () as usize)
+}
+
+/// Address of the stub through which managed code calls native code on its own segment.
+pub(crate) fn fudge_call() -> RawPc {
+    RawPc::new(cfi_stack_fudge_call as *const () as usize)
+}
+
+/// Calls `f(data)` on a stack that is painted `bytes` deep, and says how many bytes it has touched.
+///
+/// # Safety
+/// `f` is valid for `data` and does not unwind; `bytes`, a multiple of 8, lie below this call and can be written.
+#[inline]
+pub(crate) unsafe fn measured(f: unsafe extern "C" fn(usize) -> u64, data: usize, bytes: usize) -> (u64, usize) {
+    let mut used = 0;
+    // SAFETY: the caller's; `used` is a live word.
+    let value = unsafe { cfi_stack_measured(f, data, bytes, &mut used) };
+    (value, used)
 }
 
 /// Why `rebind` stopped.

@@ -18,6 +18,7 @@
 //! | `system`, `directory`, `slab`, `budget`, [`pool`] | system calls that can be made to fail; which data and shadow stack a slot has, read-only; many stacks in one mapping; what they may use; leasing them |
 //! | `switch` | the verbs that change stacks |
 //! | `policy`, `stack`, [`engine`] | the embedder's numbers; one growable stack; what engines use |
+//! | [`fudge`] | how much stack native code takes that is called on a managed segment |
 //! | [`coroutine`], [`continuation`], `future` | the faces of switching: safe Rust, an engine's effect handlers, await on a stack |
 //!
 //! A caller's mistake is a typed [`Error`] and the stack runs on. Evidence of tampering ends the process: by the
@@ -55,6 +56,8 @@ mod directory;
 pub mod engine;
 #[cfg(cfi_stack_native)]
 pub mod features;
+#[cfg(cfi_stack_native)]
+pub mod fudge;
 #[cfg(cfi_stack_native)]
 pub mod future;
 #[cfg(cfi_stack_native)]
