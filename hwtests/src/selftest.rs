@@ -6,6 +6,7 @@ mod coroutines;
 mod faults;
 mod growth;
 mod leaks;
+mod measured;
 mod several;
 mod slabs;
 mod switching;
@@ -53,4 +54,6 @@ pub const SELFTESTS: &[Case] = &[
         run: coroutines::around_managed_code,
     },
     Case { id: "S25", title: "futures that have stacks, around managed code too", run: coroutines::futures },
+    Case { id: "S42", title: "native code called on the managed segment is measured to the word", run: measured::hogs },
+    Case { id: "S43", title: "measured calls nest, exit, leave, and cannot be moved", run: measured::around },
 ];
