@@ -1,61 +1,99 @@
-//! What growing by moving frames costs, against the same work on a stack that never moves.
+//! What growing by moving frames costs: against the same work on a stack that never moves, and against gcc's split stacks and Go.
 //!
-//! Every line is a ratio within one run: the two sides take turns, and medians are compared. `README.md` beside this
+//! Every line is a ratio within one run: the sides take turns, and the least of each is compared. `README.md` beside this
 //! folder says what each line means. Nothing here asserts a time.
 
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod bench;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod count;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod descent;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod edge;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod managed;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-mod measure;
+mod parts;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod peers;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod relocation;
 
 const HELP: &str = "\
-usage: cargo bench --bench growth [-- [descent] [relocation] [check] [--samples N]]
+usage: growth [descent] [edge] [relocation] [check] [OPTIONS]
 
-  descent      from 4 KiB to 10^5 and 10^6 frames against a fixed stack, first and repeated
-  relocation   one move by number of frames against memcpy of the same bytes
-               (with --features steps also where its time goes)
-  check        the limit check: a loop calling a leaf, and fib, with and without it
-  --samples N  measurements of each side (default 15)";
+  descent          from 4 KiB to 10^5 and 10^6 frames against a fixed stack and the peers, first and repeated
+  edge             a call across the edge of a segment against a call elsewhere, ours and the peers'
+  relocation       one move by number of frames against memcpy of the same bytes, and where its time goes
+  check            the limit check: a loop calling a leaf, and fib, with and without it
+  --samples N      measurements of each side (default 21)
+  --count          instructions of a move for each frame, by stepping through a child: also on an emulated CPU
+  --peers FOLDER   where benches/growth/peers has built the peers (default: CFI_STACK_CACHE/peers,
+                   ~/.cache/cfi-stack/peers); those that are not there are named";
 
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn main() {
-    let mut samples = 15;
+fn main() -> std::process::ExitCode {
+    use cfi_start as _;
+    use std::process::ExitCode;
+
+    let refuse = |why: &str| {
+        eprintln!("growth: {why}\n{HELP}");
+        ExitCode::FAILURE
+    };
+    let mut samples = 21;
     let mut only = Vec::new();
+    let mut counted = false;
+    let mut folder = peers::default_folder();
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
-            "--help" | "-h" => return println!("{HELP}"),
-            // What cargo passes on to every benchmark.
-            "--bench" => {}
+            "--help" | "-h" => {
+                println!("{HELP}");
+                return ExitCode::SUCCESS;
+            }
+            "--count" => counted = true,
+            "--peers" => match words.next() {
+                Some(path) => folder = path.into(),
+                None => return refuse("--peers wants a folder"),
+            },
             "--samples" => match words.next().and_then(|number| number.parse().ok()).filter(|&number| number > 0) {
                 Some(number) => samples = number,
-                None => refuse("--samples wants a positive number"),
+                None => return refuse("--samples wants a positive number"),
             },
-            "descent" | "relocation" | "check" => only.push(word),
-            other => refuse(&format!("unknown argument `{other}`")),
+            "descent" | "edge" | "relocation" | "check" => only.push(word),
+            other => return refuse(&format!("unknown argument `{other}`")),
         }
     }
-    let wanted = |name: &str| only.is_empty() || only.iter().any(|word| word == name);
     managed::register();
-    let bench = measure::Bench::new(samples);
+    if counted {
+        return match count::print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                eprintln!("growth: {why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|word| word == name);
+    let bench = bench::Bench::new(samples);
+    let peers = peers::Peers::find(&folder);
     if wanted("descent") {
-        bench.descent();
+        descent::measure(&bench, &peers);
+    }
+    if wanted("edge") {
+        edge::measure(&bench, &peers);
     }
     if wanted("relocation") {
-        bench.relocation();
+        relocation::measure(&bench);
     }
     if wanted("check") {
         bench.check();
     }
+    ExitCode::SUCCESS
 }
 
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
 fn main() {
     println!("{HELP}\n\nThere are no managed functions for this system.");
-}
-
-#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn refuse(why: &str) -> ! {
-    eprintln!("{why}\n{HELP}");
-    std::process::exit(1)
 }

@@ -64,6 +64,26 @@ FUNC bench_descend
         GROW    1
 END bench_descend
 
+/* Calls the leaf from x1 frames down, x2 times. frame_bytes = 16 */
+FUNC bench_edge
+        sub     sp, sp, #16
+        CHECK   1
+        cbz     x1, 2f
+        sub     x1, x1, #1
+        bl      bench_edge
+        RETURN
+2:      str     x2, [x29, #-8]
+        mov     x1, #0
+        .balign 64
+4:      bl      bench_leaf_checked
+        ldr     x9, [x29, #-8]
+        cmp     x1, x9
+        b.lo    4b
+        mov     x0, x1
+        RETURN
+        GROW    1
+END bench_edge
+
 /* frame_bytes = 32 */
 FUNC bench_bottom
         sub     sp, sp, #32

@@ -55,6 +55,28 @@ FUNC bench_descend
         GROW    1
 END bench_descend
 
+/* u64 bench_edge(act rdi, n rsi, calls rdx): calls the leaf from n frames down; returns calls, at least 1. frame_bytes = 16. */
+FUNC bench_edge
+        sub     $16, %rsp
+        CHECK   1
+        test    %rsi, %rsi
+        jz      2f
+        dec     %rsi
+        call    bench_edge
+        leave
+        ret
+2:      mov     %rdx, -8(%rbp)
+        xor     %esi, %esi
+        .balign 64
+4:      call    bench_leaf_checked
+        mov     %rax, %rsi
+        cmp     %rsi, -8(%rbp)
+        ja      4b
+        leave
+        ret
+        GROW    1
+END bench_edge
+
 /* u64 bench_bottom(act rdi, unused, f rdx, bytes rcx): f() on the native stack, grow by bytes, f() again. Uses the
    reserve, unchecked. Returns 0. frame_bytes = 32. */
 FUNC bench_bottom

@@ -40,6 +40,8 @@ macro_rules! functions {
 functions! {
     /// `(n, f, bytes)`: n calls deep; there, unless f is 0, f on the native stack, grow by bytes, f again.
     descend = bench_descend..bench_descend_end, 16, 16;
+    /// `(n, calls)`: calls the leaf that checks from n frames down.
+    edge = bench_edge..bench_edge_end, 16, 16;
     /// What `descend` does at its bottom.
     bottom = bench_bottom..bench_bottom_end, 32, 32;
     /// `(n)`: Fibonacci by recursion, each call checking the limit.
