@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
 /// What the stubs believe of a segment: its bounds and whose it is, sealed on arm64 by a PACGA chain bound to the
 /// record's own address. The stubs verify the seal in registers before they use a word of it.
 #[repr(C, align(64))]
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Record {
     /// Lowest usable address.
     pub(crate) base: usize,
@@ -19,6 +19,43 @@ pub struct Record {
     pub(crate) generation: u64,
     /// The seal; 0 on a CPU without generic authentication.
     pub(crate) seal: u64,
+    /// The segment that comes before, null for the stack's oldest; sealed with the two words below.
+    pub(crate) previous: *const Record,
+    /// The frame record of `link`, in the segment before, that the segment was entered from. 0 while nothing runs on it. Odd when frames were
+    /// lifted to it: the record of the frame below them, plus 1.
+    pub(crate) link_record: usize,
+    /// The second part's seal, bound to the record's address + 8; 0 on a CPU without generic authentication.
+    pub(crate) link_seal: u64,
+    /// The segment that comes behind, or null. A hint: that one's `previous` decides.
+    pub(crate) next: *const Record,
+    /// What managed code compares its stack pointer with while it runs here. A hint, as in the activation: the guard decides.
+    pub(crate) limit: usize,
+    /// Bytes between the top and the policy's reserve.
+    pub(crate) room: usize,
+    /// Bytes at the top that hold stack arguments and results of the call that entered.
+    pub(crate) area: usize,
+    /// Where the oldest of the frames that were lifted to it returns to.
+    pub(crate) lifted: usize,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Record {
+            base: 0,
+            top: 0,
+            identity: 0,
+            generation: 0,
+            seal: 0,
+            previous: std::ptr::null(),
+            link_record: 0,
+            link_seal: 0,
+            next: std::ptr::null(),
+            limit: 0,
+            room: 0,
+            area: 0,
+            lifted: 0,
+        }
+    }
 }
 
 impl Record {
@@ -97,6 +134,22 @@ pub struct Control {
     pub(crate) identity: u64,
     pub(crate) generation: u64,
     pub(crate) outcome: u64,
+}
+
+/// What `link` is told of a call: whom it calls, what lies on the stack for it, how much room it wants.
+///
+/// It lies in memory that nobody can write, beside the code that calls `link`: the stub calls what it says. Code generators may write its
+/// 24 bytes themselves: the callee's address (8 bytes), then four 32-bit words: the *area*, result bytes, area + need, argument bytes. The area is
+/// the larger of argument and result bytes, rounded up to 16.
+#[cfg(cfi_stack_native)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LinkCall {
+    pub(crate) callee: RawPc,
+    pub(crate) area: u32,
+    pub(crate) results: u32,
+    pub(crate) total: u32,
+    pub(crate) arguments: u32,
 }
 
 /// A context that waits: where its registers lie, and what makes that believable.
@@ -178,7 +231,8 @@ pub struct Activation {
     pub(crate) limit: AtomicUsize,
     pub(crate) control: AtomicPtr<Control>,
     pub(crate) scratch: AtomicUsize,
-    reserved: AtomicUsize,
+    /// What `link` asks `grow` to make a segment for; null when `grow` is asked to grow.
+    pub(crate) link: AtomicPtr<LinkCall>,
 }
 
 #[cfg(cfi_stack_native)]
@@ -192,7 +246,7 @@ impl Activation {
             limit: AtomicUsize::new(usize::MAX),
             control: AtomicPtr::new(std::ptr::null_mut()),
             scratch: AtomicUsize::new(0),
-            reserved: AtomicUsize::new(0),
+            link: AtomicPtr::new(std::ptr::null_mut()),
         }
     }
 }
@@ -217,11 +271,25 @@ const _: () = {
     assert!(std::mem::offset_of!(Control, outcome) == 64);
     assert!(std::mem::offset_of!(Activation, control) == 8);
     assert!(std::mem::offset_of!(Activation, scratch) == 16);
+    assert!(std::mem::offset_of!(Activation, link) == 24);
     assert!(std::mem::offset_of!(Record, base) == 0);
     assert!(std::mem::offset_of!(Record, top) == 8);
     assert!(std::mem::offset_of!(Record, identity) == 16);
     assert!(std::mem::offset_of!(Record, generation) == 24);
     assert!(std::mem::offset_of!(Record, seal) == 32);
+    assert!(std::mem::offset_of!(Record, previous) == 40);
+    assert!(std::mem::offset_of!(Record, link_record) == 48);
+    assert!(std::mem::offset_of!(Record, link_seal) == 56);
+    assert!(std::mem::offset_of!(Record, next) == 64);
+    assert!(std::mem::offset_of!(Record, limit) == 72);
+    assert!(std::mem::offset_of!(Record, room) == 80);
+    assert!(std::mem::offset_of!(Record, area) == 88);
+    assert!(std::mem::offset_of!(LinkCall, callee) == 0);
+    assert!(std::mem::offset_of!(LinkCall, area) == 8);
+    assert!(std::mem::offset_of!(LinkCall, results) == 12);
+    assert!(std::mem::offset_of!(LinkCall, total) == 16);
+    assert!(std::mem::offset_of!(LinkCall, arguments) == 20);
+    assert!(size_of::<LinkCall>() == 24);
     assert!(std::mem::offset_of!(Rebinding, slot) == 0);
     assert!(std::mem::offset_of!(Rebinding, pc) == 8);
     assert!(std::mem::offset_of!(Rebinding, signing) == 16);

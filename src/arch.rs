@@ -35,6 +35,10 @@ unsafe extern "C" {
     ) -> u64;
     fn cfi_stack_seal(record: *mut Record, base: usize, top: usize, identity: u64, generation: u64);
     fn cfi_stack_reseal(record: *mut Record, generation: u64);
+    fn cfi_stack_link();
+    fn cfi_stack_link_return();
+    fn cfi_stack_link_idle(record: *mut Record, previous: *const Record);
+    fn cfi_stack_link_moved(record: *mut Record, source: *const Record);
     fn cfi_stack_shadow_pointer() -> usize;
     fn cfi_stack_fudge_call();
     fn cfi_stack_measured(f: unsafe extern "C" fn(usize) -> u64, data: usize, bytes: usize, used: *mut usize) -> u64;
@@ -162,6 +166,28 @@ pub(crate) fn seal_record(record: &mut Record, base: usize, top: usize, identity
 pub(crate) fn reseal_record(record: &mut Record, generation: u64) {
     // SAFETY: the record is exclusively borrowed; the stub writes two of its words.
     unsafe { cfi_stack_reseal(record, generation) }
+}
+
+/// Address of the `link` stub.
+pub(crate) fn link() -> RawPc {
+    RawPc::new(cfi_stack_link as *const () as usize)
+}
+
+/// Address behind the call in `link`: what the oldest frame of a linked segment returns to.
+pub(crate) fn link_return() -> RawPc {
+    RawPc::new(cfi_stack_link_return as *const () as usize)
+}
+
+/// Says that nothing runs on `record`'s segment, which comes behind `previous`'. The seals of both must hold.
+pub(crate) fn link_idle(record: &mut Record, previous: &Record) {
+    // SAFETY: the record is exclusively borrowed; the stub writes its second part.
+    unsafe { cfi_stack_link_idle(record, previous) }
+}
+
+/// Takes over how `source`'s segment was entered. Its seals must hold.
+pub(crate) fn link_moved(record: &mut Record, source: &Record) {
+    // SAFETY: as in `link_idle`.
+    unsafe { cfi_stack_link_moved(record, source) }
 }
 
 /// The shadow-stack pointer of this thread, 0 when it has none.

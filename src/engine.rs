@@ -27,6 +27,32 @@
 //! 9. **Native code** called through `exit` does not unwind and returns on the same thread; while it runs, it may enter other stacks
 //!    with other activations.
 
+//!
+//! # Linked calls
+//!
+//! [`Stubs::link`] calls a function on a further segment of the same stack. Nothing on the present one moves, so it does for spans that cannot
+//! move. It is called by a *thunk*, which is called in the callee's stead, with the callee's arguments, and has a frame record:
+//!
+//! ```text
+//!   x86-64                                  arm64
+//!   push rbp; mov rbp, rsp                  paciasp; stp x29, x30, [sp, #-16]!; mov x29, sp
+//!   r10 = activation, r11 = &LinkCall       x16 = activation, x17 = &LinkCall
+//!   call link                               bl link
+//!   pop rbp; ret                            ldp x29, x30, [sp], #16; autiasp; ret
+//! ```
+//!
+//! - **Registers**: all but r10 and r11 (x16, x17) reach the callee as they are, and what it returns in registers comes back as it is; flags
+//!   do not. The callee is called: it begins with a landing pad where the page asks for one. It keeps the callee-saved registers.
+//! - **Stack arguments**: [`LinkCall`]'s argument bytes from fp + 16 of the thunk on are copied; the callee finds them where its convention
+//!   says, from its CFA on, 16-byte aligned. They hold no pointers into the stack that move.
+//! - **Stack results**: what the callee leaves in the first result bytes from its CFA on comes to the same place from the thunk's fp + 16 on,
+//!   which its caller has kept as large as the larger of both. Where the callee leaves its stack pointer does not matter.
+//! - **Room**: the next segment has at least the bytes that the [`LinkCall`] says it needs, and the policy's reserve. Where none is warm,
+//!   one is mapped, twice as large as what lies on the present one; all segments together stay within the policy's maximum. When that cannot be,
+//!   `enter` returns the error, as for `grow`. Before `link` is called, 160 bytes of the reserve are left.
+//! - **[`LinkCall`]s** lie in memory that nobody can write: the stub calls the address that is found there.
+//! - The functions above the edge grow by `grow` as any others; only their segment's frames move.
+
 use crate::arch;
 use crate::codemap::table::Reading;
 use crate::error::Error;
@@ -34,7 +60,7 @@ use crate::pac::RawPc;
 use crate::thread;
 use std::ptr::NonNull;
 
-pub use crate::abi::Activation;
+pub use crate::abi::{Activation, LinkCall};
 pub use crate::stack::Exit;
 
 /// Addresses of the stubs that managed code calls. All are landing pads for indirect calls.
@@ -49,11 +75,14 @@ pub struct Stubs {
     pub exit: RawPc,
     /// `leave(act, code: u64) -> !`: pops both stacks to the entry frame; `enter` returns `Exit::Left(code)`.
     pub leave: RawPc,
+    /// `link`: calls a function on a further segment of the same stack, whatever lies on the present one. To be called by a thunk,
+    /// see [linked calls](self#linked-calls).
+    pub link: RawPc,
 }
 
 /// The stubs' addresses.
 pub fn stubs() -> Stubs {
-    Stubs { grow: arch::grow(), exit: arch::exit(), leave: arch::leave() }
+    Stubs { grow: arch::grow(), exit: arch::exit(), leave: arch::leave(), link: arch::link() }
 }
 
 /// In a fault handler: rewrites the interrupted context so that returning from the handler runs `leave(activation, code)`.

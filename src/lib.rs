@@ -17,7 +17,7 @@
 //! | `walk`, `plan`, `steps`, `relocate` | from frames to a plan to the move |
 //! | `system`, `directory`, `slab`, `budget`, [`pool`] | system calls that can be made to fail; which data and shadow stack a slot has, read-only; many stacks in one mapping; what they may use; leasing them |
 //! | `switch` | the verbs that change stacks |
-//! | `policy`, `stack`, [`engine`] | the embedder's numbers; one growable stack; what engines use |
+//! | `policy`, `link`, `stack`, [`engine`] | the embedder's numbers; the segments of a stack; one growable stack; what engines use |
 //! | [`fudge`] | how much stack native code takes that is called on a managed segment |
 //! | [`coroutine`], [`continuation`], `future` | the faces of switching: safe Rust, an engine's effect handlers, await on a stack |
 //!
@@ -60,6 +60,8 @@ pub mod features;
 pub mod fudge;
 #[cfg(cfi_stack_native)]
 pub mod future;
+#[cfg(cfi_stack_native)]
+mod link;
 #[cfg(cfi_stack_native)]
 pub mod pool;
 #[cfg(all(cfi_stack_native, feature = "steps"))]

@@ -21,6 +21,8 @@ pub struct Policy {
     pub smallest_frame: usize,
     /// Shadow-stack bytes kept for signal handlers and the stubs.
     pub shadow_reserve: usize,
+    /// Linked segments that are kept when a run ends. While it goes on all are.
+    pub warm: usize,
     /// Move the whole span at every check, old segment inaccessible: finds each pointer into the stack that
     /// hides in a frame. For tests.
     pub relocate_always: bool,
@@ -39,6 +41,7 @@ impl Default for Policy {
             guard: page_size().max(64 << 10),
             smallest_frame: 16,
             shadow_reserve: 4096,
+            warm: 1,
             relocate_always: false,
             poison: false,
         }

@@ -59,12 +59,18 @@ impl Segment {
 
     #[cfg(not(cfi_stack_native))]
     fn seal(&mut self, base: usize, top: usize, identity: u64, generation: u64) {
-        *self.record = Record { base, top, identity, generation, seal: 0 };
+        *self.record = Record { base, top, identity, generation, ..Record::default() };
     }
 
     /// The sealed record.
     pub(crate) fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// The record, for the words of it that are not sealed.
+    #[cfg(cfi_stack_native)]
+    pub(crate) fn record_mut(&mut self) -> &mut Record {
+        &mut self.record
     }
 
     /// Seals the record anew for another generation.

@@ -262,7 +262,7 @@ impl Room {
         // SAFETY: the layout is not empty.
         let memory = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or(failed)?;
         let base = memory.as_ptr().expose_provenance();
-        let record = Record { base, top: base + bytes, identity: 7, generation: 3, seal: 0 };
+        let record = Record { base, top: base + bytes, identity: 7, generation: 3, ..Record::default() };
         let room = Room { memory, layout, record };
         for address in (base..base + bytes).step_by(8) {
             room.write(address, word);

@@ -6,6 +6,7 @@ use crate::arch::{self, ENTRY_FP_OFFSET};
 use crate::codemap::table::Reading;
 use crate::error::{Error, Refusal};
 use crate::features::{self, Domain};
+use crate::link::{Base, Links};
 use crate::pac::{RawPc, Signing, Tampered};
 use crate::plan::Plan;
 use crate::policy::Policy;
@@ -51,13 +52,18 @@ pub struct Stats {
     pub bytes_moved: u64,
     /// Largest data segment so far, in bytes.
     pub largest: u64,
+    /// Segments that were made for link calls and lifted frames.
+    pub segments: u64,
 }
 
 /// Everything about a stack that stays off it. The control block comes first: stubs hold its address.
 #[repr(C)]
 struct Inner {
     control: Control,
+    /// The current one.
     segment: Segment,
+    /// The others that calls went through, and those that they may go to.
+    links: Links,
     /// The segment moved from last: kept until the next move, because the stub's callers in Rust still have its
     /// frame chain when the move ends; inaccessible when the policy poisons.
     previous: Option<Segment>,
@@ -112,6 +118,7 @@ impl Stack {
         let inner = Inner {
             control,
             segment,
+            links: Links::default(),
             previous: None,
             shadow,
             domain: thread.domain(),
@@ -201,9 +208,11 @@ impl Inner {
         self.activation = None;
         self.previous = None;
         self.plan.release();
+        self.links.rewind(&mut self.segment, self.policy.warm);
         // A context or a frame of the run that ended must not pass for one of the next.
         self.control.generation = self.control.generation.wrapping_add(1);
         self.segment.reseal(self.control.generation);
+        self.links.reseal(&self.segment, self.control.generation);
         match (self.control.outcome, self.failure.take()) {
             (OUTCOME_RETURNED, _) => Ok(Exit::Returned(value)),
             (OUTCOME_LEFT, _) => Ok(Exit::Left(value)),
@@ -228,15 +237,17 @@ impl Inner {
     /// Makes room for `bytes` and the reserve below the stack pointer of the function that called `grow`. Returns the
     /// address of grow's frame record, moved or not.
     fn grow(&mut self, record: usize, bytes: usize) -> Result<usize, Refusal> {
+        step(Step::Begin, StepInfo::new(record, self.segment.record(), None, &mut self.plan))?;
+        self.settle(record)?;
         let source = self.segment.record();
-        step(Step::Begin, StepInfo::new(record, source, None, &mut self.plan))?;
-        if !source.holds(record, 16) {
-            return Err(Tampered { evidence: "the stack pointer is outside the stack", slot: record }.into());
-        }
         if (source.identity, source.generation) != (self.control.identity, self.control.generation) {
             let slot = std::ptr::from_ref(source).addr();
             return Err(Tampered { evidence: "the segment's record is not this stack's", slot }.into());
         }
+        if self.prepare_link(record)? {
+            return Ok(record);
+        }
+        let source = self.segment.record();
         // The caller's stack pointer at the call is the CFA of grow's frame.
         let used = source.top.wrapping_sub(record.wrapping_add(16));
         let spare = self.policy.reserve.saturating_add(bytes);
@@ -247,6 +258,7 @@ impl Inner {
             // A limit that lies too high costs time, nothing else.
             false => return Ok(record),
         };
+        let size = self.links.bounded(&self.policy, size, needed)?;
         let token = self.control.token;
         let shadow =
             match &self.shadow {
@@ -272,23 +284,27 @@ impl Inner {
 
         let reading = Reading::begin();
         let table = reading.table().ok_or(Error::UnknownCode(arch::grow()))?;
+        let linked = self.links.base(&self.segment);
+        let complete = linked.is_none();
+        let entry_fp = self.control.native_sp.wrapping_add(ENTRY_FP_OFFSET) as u64;
+        let base = linked.unwrap_or(Base { bottom: arch::entry_return(), fp: entry_fp, arguments: 0 });
         let piece = Piece {
             youngest: record,
             stub: arch::STUB_SIGNING,
-            bottom: arch::entry_return(),
-            base_cfa: source.top,
-            base_fp: self.control.native_sp.wrapping_add(ENTRY_FP_OFFSET) as u64,
-            arguments: 0,
+            bottom: base.bottom,
+            base_cfa: source.top.wrapping_sub(base.arguments),
+            base_fp: base.fp,
+            arguments: base.arguments,
             registers: 0,
         };
-        let bounds =
-            Bounds { source, pieces: &[piece], complete: true, smallest_frame: self.policy.smallest_frame, shadow };
+        let bounds = Bounds { source, pieces: &[piece], complete, smallest_frame: self.policy.smallest_frame, shadow };
         self.plan.make(Walk::new(&Hardware, table, bounds))?;
         drop(reading);
         // SAFETY: the plan was just made for `source`; both segments are owned by self; the youngest frame is grow's,
         // which runs on the native stack now.
         let moved = unsafe { relocate(&Hardware, &mut self.plan, &bounds, target, spare - 16)? };
         let old = std::mem::replace(&mut self.segment, destination);
+        self.links.moved(&old, &mut self.segment, &self.policy);
         self.control.segment = self.segment.record();
         if self.policy.poison || self.policy.relocate_always {
             // Without memory to split the mapping the old segment stays readable, which is what a policy without poison has.
@@ -311,6 +327,34 @@ impl Inner {
         }
         step(Step::Committed, StepInfo::new(moved, self.segment.record(), None, &mut self.plan))?;
         Ok(moved)
+    }
+}
+
+impl Inner {
+    /// Makes the segment that holds `record`, a stub's, the current one.
+    fn settle(&mut self, record: usize) -> Result<(), Tampered> {
+        if self.links.settle(&mut self.segment, record)? {
+            let limit = self.limit();
+            if let Some(activation) = self.activation {
+                // SAFETY: `enter` borrows the activation until the stub returns.
+                unsafe { activation.as_ref() }.limit.store(limit, Ordering::Relaxed);
+            }
+        }
+        self.control.segment = self.segment.record();
+        Ok(())
+    }
+
+    /// Makes a segment for a link call, where it is `link` that has called `grow`. Says whether it was.
+    fn prepare_link(&mut self, record: usize) -> Result<bool, Refusal> {
+        let Some(activation) = self.activation else { return Ok(false) };
+        // SAFETY: `enter` borrows the activation until the stub returns.
+        let call = unsafe { activation.as_ref() }.link.swap(std::ptr::null_mut(), Ordering::Relaxed);
+        if call.is_null() {
+            return Ok(false);
+        }
+        let made = self.links.prepare(&mut self.segment, &self.policy, record, call)?;
+        self.stats.segments += u64::from(made);
+        Ok(true)
     }
 }
 

@@ -6,6 +6,7 @@ mod coroutines;
 mod faults;
 mod growth;
 mod leaks;
+mod link;
 mod measured;
 mod several;
 mod slabs;
@@ -54,6 +55,8 @@ pub const SELFTESTS: &[Case] = &[
         run: coroutines::around_managed_code,
     },
     Case { id: "S25", title: "futures that have stacks, around managed code too", run: coroutines::futures },
+    Case { id: "S35", title: "link calls carry arguments and results of every size", run: link::arguments },
+    Case { id: "S36", title: "link calls within each other, growth, ways out, oscillation", run: link::nests },
     Case { id: "S42", title: "native code called on the managed segment is measured to the word", run: measured::hogs },
     Case { id: "S43", title: "measured calls nest, exit, leave, and cannot be moved", run: measured::around },
 ];

@@ -1,0 +1,295 @@
+//! The segments of one stack, in the order in which calls went through them, and what the stub `link` needs.
+//!
+//! ```text
+//!  older …            the current one      newer, idle
+//!  [ C0 ] <-previous- [ C1 ] <-previous- [ C2 ]
+//!         -next->            -next->
+//! ```
+//! Each record's second part, sealed on arm64, says which segment comes before; one alone comes behind each, so what comes
+//! behind the current one is idle. The stubs go back and forth by themselves, so that Rust first looks where the stack pointer is:
+//! [`Links::settle`].
+
+use crate::abi::{LinkCall, Record};
+use crate::arch;
+use crate::error::{Error, Refusal};
+use crate::pac::{RawPc, Tampered};
+use crate::policy::Policy;
+use crate::segment::{Segment, page_size, read_word};
+use crate::tamper;
+
+impl LinkCall {
+    /// A call of `callee` with `argument_bytes` of stack arguments, which leaves `result_bytes` of stack results in the beginning of its argument
+    /// area, and wants `need` bytes below its stack pointer at entry, besides the policy's reserve. All sizes in bytes; the first two multiples of 8.
+    ///
+    /// # Errors
+    /// [`Error::Size`] when one is not, and when arguments and need together come to 4 GiB.
+    pub const fn new(callee: RawPc, argument_bytes: u32, result_bytes: u32, need: u32) -> Result<LinkCall, Error> {
+        if !argument_bytes.is_multiple_of(8) {
+            return Err(Error::Size {
+                bytes: argument_bytes as usize,
+                rule: "stack arguments come in multiples of 8 bytes",
+            });
+        }
+        if !result_bytes.is_multiple_of(8) {
+            return Err(Error::Size {
+                bytes: result_bytes as usize,
+                rule: "stack results come in multiples of 8 bytes",
+            });
+        }
+        let larger = if argument_bytes > result_bytes { argument_bytes } else { result_bytes };
+        let Some(area) = larger.checked_next_multiple_of(16) else {
+            return Err(Error::Size { bytes: larger as usize, rule: TOO_LARGE });
+        };
+        let Some(total) = area.checked_add(need) else {
+            return Err(Error::Size { bytes: need as usize, rule: TOO_LARGE });
+        };
+        Ok(LinkCall { callee, area, results: result_bytes, total, arguments: argument_bytes })
+    }
+
+    /// Whom it calls.
+    pub const fn callee(&self) -> RawPc {
+        self.callee
+    }
+
+    /// Whether the words go together, as [`LinkCall::new`] makes them.
+    fn check(&self) -> Result<(), Error> {
+        let fits = self.arguments <= self.area && self.results <= self.area && self.area <= self.total;
+        let aligned = self.area.is_multiple_of(16) && (self.arguments | self.results).is_multiple_of(8);
+        match fits && aligned {
+            true => Ok(()),
+            false => {
+                Err(Error::Size { bytes: self.area as usize, rule: "the words of a link call contradict one another" })
+            }
+        }
+    }
+}
+
+const TOO_LARGE: &str = "the arguments of a link call and what it needs come to 4 GiB";
+
+/// What the frames of a segment rest on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Base {
+    /// Where the oldest of them returns to.
+    pub bottom: RawPc,
+    /// The frame pointer that it saved.
+    pub fp: u64,
+    /// Bytes between its CFA and the top.
+    pub arguments: usize,
+}
+
+/// The segments of a stack besides the current one.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    /// Those that were left by a link call or a lift, the oldest first.
+    older: Vec<Segment>,
+    /// Those that nothing runs on, kept warm; the next one last.
+    newer: Vec<Segment>,
+}
+
+impl Links {
+    /// Makes the segment that holds `sp` the current one, and says whether it was another: link calls and their returns, and the returns
+    /// of lifted frames, happen without Rust.
+    pub(crate) fn settle(&mut self, current: &mut Segment, sp: usize) -> Result<bool, Tampered> {
+        if current.record().holds(sp, 16) {
+            return Ok(false);
+        }
+        let holds = |segment: &Segment| segment.record().holds(sp, 16);
+        if let Some(index) = self.newer.iter().rposition(holds) {
+            while self.newer.len() > index {
+                self.forward(current);
+            }
+            Ok(true)
+        } else if let Some(index) = self.older.iter().rposition(holds) {
+            while self.older.len() > index {
+                self.back(current);
+            }
+            Ok(true)
+        } else {
+            Err(Tampered { evidence: "the stack pointer is outside the stack", slot: sp })
+        }
+    }
+
+    /// To the next segment. `append` has made room in the lists.
+    fn forward(&mut self, current: &mut Segment) {
+        if let Some(next) = self.newer.pop() {
+            self.older.push(std::mem::replace(current, next));
+        }
+    }
+
+    /// To the one before.
+    fn back(&mut self, current: &mut Segment) {
+        if let Some(previous) = self.older.pop() {
+            self.newer.push(std::mem::replace(current, previous));
+        }
+    }
+
+    /// What the frames of the current segment rest on; `None` on the oldest one.
+    pub(crate) fn base(&self, current: &Segment) -> Option<Base> {
+        let previous = self.older.last()?.record();
+        let record = current.record();
+        let base = match record.link_record & 1 {
+            0 => Base { bottom: arch::link_return(), fp: record.link_record as u64, arguments: record.area },
+            _ => Base { bottom: RawPc::new(record.lifted), fp: record.link_record as u64 & !1, arguments: 0 },
+        };
+        // What is not there is not compared with: a frame that saved something else is evidence.
+        previous.holds(base.fp as usize, 16).then_some(base).or(Some(Base { fp: 0, ..base }))
+    }
+
+    /// The size for the current segment when it becomes `size` bytes large and `needed` of them must fit: all segments together stay
+    /// within the policy's maximum.
+    pub(crate) fn bounded(&self, policy: &Policy, size: usize, needed: usize) -> Result<usize, Error> {
+        bounded(policy, self.older.iter(), size, needed)
+    }
+
+    /// Sees to it that the segment behind the current one is large enough for the call, and says what is wrong if it cannot be.
+    /// `record` is grow's frame record, whose caller is `link`. Returns whether a segment was made.
+    pub(crate) fn prepare(
+        &mut self,
+        current: &mut Segment,
+        policy: &Policy,
+        record: usize,
+        call: *const LinkCall,
+    ) -> Result<bool, Refusal> {
+        if !call.is_aligned() || call.is_null() {
+            return Err(Error::Size { bytes: call.addr(), rule: "a link call's words are not 8-byte aligned" }.into());
+        }
+        // SAFETY: `link`'s caller passed it, and the engine's rules say that it lies in memory that stays.
+        let call = unsafe { call.read_volatile() };
+        call.check()?;
+        let place = current.record().extent();
+        let outside =
+            |slot| Err(Refusal::from(Tampered { evidence: "a link call's frame is outside its segment", slot }));
+        // SAFETY: `settle` has found grow's record in the current segment.
+        let frame = unsafe { read_word(record) } as usize;
+        if !frame.is_multiple_of(16) || frame <= record || !place.holds(frame, 16) {
+            return outside(frame);
+        }
+        if call.area != 0 {
+            // SAFETY: it lies in the segment.
+            let thunk = unsafe { read_word(frame) } as usize;
+            if thunk <= frame || !place.holds(thunk, 16 + call.area as usize) {
+                let rule = "the stack arguments of a link call are not in the segment of its caller";
+                return Err(Error::Size { bytes: call.area as usize, rule }.into());
+            }
+        }
+        if let Some(next) = self.newer.last_mut()
+            && next.record().room >= call.total as usize
+        {
+            if next.record().previous != std::ptr::from_ref(current.record()) {
+                let slot = std::ptr::from_ref(next.record()).addr();
+                return Err(Tampered { evidence: "the next segment is not this one's", slot }.into());
+            }
+            current.record_mut().next = next.record();
+            return Ok(false);
+        }
+        let Record { identity, generation, .. } = *current.record();
+        let map = |size| Segment::map(size, policy.guard, identity, generation);
+        self.append(current, policy, record, call.total as usize, map)?;
+        Ok(true)
+    }
+
+    /// Replaces what is behind the current segment, which is in use from `used_from` on, by one that `map` makes, of a size that takes `need`
+    /// bytes and the reserve.
+    pub(crate) fn append(
+        &mut self,
+        current: &mut Segment,
+        policy: &Policy,
+        used_from: usize,
+        need: usize,
+        map: impl FnOnce(usize) -> Result<Segment, Error>,
+    ) -> Result<(), Error> {
+        self.newer.clear();
+        current.record_mut().next = std::ptr::null();
+        let needed = need.saturating_add(policy.reserve);
+        // Twice what lies on the present one, so that many links cost no more than one growth.
+        let lies = current.record().top.saturating_sub(used_from);
+        let present = lies.next_multiple_of(page_size()).max(policy.initial);
+        let size = policy.next_size(present, needed)?;
+        let size = bounded(policy, self.older.iter().chain([&*current]), size, needed)?;
+        // Each list can come to hold all of them, by `settle`, which has nobody to give an error to.
+        let all = self.older.len() + 2;
+        for list in [&mut self.older, &mut self.newer] {
+            let bytes = all * size_of::<Segment>();
+            let failed = |_| Error::Memory { what: "the list of segments", bytes, errno: libc::ENOMEM };
+            list.try_reserve(all - list.len()).map_err(failed)?;
+        }
+        let mut fresh = map(size)?;
+        note_limit(&mut fresh, policy);
+        arch::link_idle(fresh.record_mut(), current.record());
+        current.record_mut().next = fresh.record();
+        self.newer.push(fresh);
+        Ok(())
+    }
+
+    /// The frames of `source` lie in the current segment now: it takes its place.
+    pub(crate) fn moved(&mut self, source: &Segment, current: &mut Segment, policy: &Policy) {
+        let Record { area, lifted, .. } = *source.record();
+        let record = current.record_mut();
+        (record.area, record.lifted) = (area, lifted);
+        note_limit(current, policy);
+        if let Some(previous) = self.older.last_mut() {
+            arch::link_moved(current.record_mut(), source.record());
+            previous.record_mut().next = current.record();
+        }
+        if let Some(next) = self.newer.last_mut() {
+            arch::link_idle(next.record_mut(), current.record());
+            current.record_mut().next = next.record();
+        }
+    }
+
+    /// Nothing runs on the stack any more: the oldest segment is the current one again, and `warm` of the others are kept.
+    pub(crate) fn rewind(&mut self, current: &mut Segment, warm: usize) {
+        while !self.older.is_empty() {
+            self.back(current);
+        }
+        let cold = self.newer.len().saturating_sub(warm);
+        self.newer.drain(..cold);
+        if let Some(last) = self.newer.first_mut() {
+            last.record_mut().next = std::ptr::null();
+        } else {
+            current.record_mut().next = std::ptr::null();
+        }
+    }
+
+    /// Seals those that were kept for another generation, which the current segment has already.
+    pub(crate) fn reseal(&mut self, current: &Segment, generation: u64) {
+        let mut previous: *const Record = current.record();
+        for segment in self.newer.iter_mut().rev() {
+            segment.reseal(generation);
+            // SAFETY: the record of the segment before, which is owned by the caller or by an earlier element of the list.
+            arch::link_idle(segment.record_mut(), unsafe { &*previous });
+            previous = segment.record();
+        }
+    }
+}
+
+/// Writes the words that say how far managed code may go.
+fn note_limit(segment: &mut Segment, policy: &Policy) {
+    let record = segment.record_mut();
+    let limit = record.base.wrapping_add(policy.reserve);
+    record.room = record.top.wrapping_sub(limit);
+    record.limit = if policy.relocate_always { usize::MAX } else { limit };
+}
+
+fn bounded<'a>(
+    policy: &Policy,
+    others: impl Iterator<Item = &'a Segment>,
+    size: usize,
+    needed: usize,
+) -> Result<usize, Error> {
+    let used: usize = others.map(|segment| segment.record().size()).fold(0, usize::saturating_add);
+    let left = policy.maximum.saturating_sub(used);
+    if needed > left {
+        return Err(Error::Overflow { needed: used.saturating_add(needed), maximum: policy.maximum });
+    }
+    Ok(size.min(left & !(page_size() - 1)).max(needed.next_multiple_of(page_size()).min(left)))
+}
+
+/// Called by the `link` stub where it comes back to a frame that it was not called from (x86-64; arm64 traps).
+#[unsafe(no_mangle)]
+extern "C" fn cfi_stack_unlinked(frame: usize) -> ! {
+    tamper::end(Tampered {
+        evidence: "a linked segment was not entered from the frame that it returns to",
+        slot: frame,
+    })
+}
