@@ -4,11 +4,12 @@
 # steps_of_class: the steps of the loaded class, in order.
 steps_of_class() {
     case $class in
-        host) echo fmt clippy audit lib doc engine battery scale suite suite-relocate bench debuggers asan fuzz ;;
-        arm-fpac) echo clippy audit lib battery suite suite-relocate suite-key-b debuggers ;;
-        arm-pac) echo lib battery suite suite-relocate suite-key-b ;;
+        host) echo fmt clippy audit lib doc engine battery scale suite suite-relocate checklist bench debuggers asan fuzz ;;
+        arm-fpac) echo clippy audit lib battery suite suite-relocate suite-key-b checklist debuggers ;;
+        arm-pac) echo lib battery suite suite-relocate suite-key-b checklist ;;
         macho-arm64e) echo assemble check ;;
-        x86-cet | arm-vm-gcs) echo lib battery scale suite suite-relocate ;;
+        x86-cet | arm-vm-gcs) echo lib battery scale suite suite-relocate checklist ;;
+        arm-gcs) echo lib battery checklist ;;
         *) echo lib battery $([ "$suite" = none ] || echo suite suite-relocate) ;;
     esac
 }
@@ -27,7 +28,7 @@ builds_of_step() {
     case $1 in
         lib) echo "$isa test --no-run -p cfi-stack --lib --tests --all-features" ;;
         battery | audit) echo "$isa build --release -p cfi-hwtests" ;;
-        suite | suite-*) echo "$isa build --release -p wasm" ;;
+        suite | suite-* | checklist) echo "$isa build --release -p wasm" ;;
         scale) echo "$isa build --release -p cfi-scale" ;;
         engine) echo "$isa test --no-run --release -p wasm" ;;
         bench) echo "$isa bench --no-run --workspace" ;;
@@ -99,6 +100,23 @@ run_suite() {
 step_suite() { run_suite; }
 step_suite_relocate() { run_suite --relocate always; }
 step_suite_key_b() { run_suite --key b; }
+
+# What must survive when an engine's stacks grow, and again with every check moving the whole stack. Emulated CPUs take each so-manieth
+# depth and offset; the lines say how many of how many.
+step_checklist() {
+    "$CI/cargo" "$isa" build --quiet --release -p wasm
+    local every=1 wasm output
+    case $machine in
+        user | system) every=8 ;;
+        bochs) every=32 ;;
+    esac
+    wasm=$(program_of "$isa" wasm)
+    output=$(mktemp)
+    "$CI/on" --script <(echo "$wasm checklist --every $every"; echo "$wasm checklist --every $every --relocate always") "$class" |
+        tr -d '\r' | tee "$output"
+    [ "$(grep -c '^[1-9][0-9]* passed, 0 failed, 0 skipped$' "$output")" = 2 ] || { echo "both runs must end with what passed, and nothing else"; return 1; }
+    rm "$output"
+}
 
 # component SUBCOMMAND NAME: makes rustup install a part of Rust that `cargo SUBCOMMAND` needs and that is missing.
 component() {

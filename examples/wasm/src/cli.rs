@@ -17,14 +17,18 @@ usage:
   wasm run FILE [--invoke NAME ARGS...] [options]   run a function of a binary module
                                                     (without --invoke: `_start` or `main`)
   wasm suite [--only FILE,FILE...] [options]        run files of the WebAssembly specification's suite
+  wasm checklist [--only ITEM,ITEM...] [--list] [--every N] [options]
+                                                    what must survive when a stack grows, item by item
   wasm --help | --version
 
 options:
   --stack BYTES         first stack segment (default 4096); sizes take K, M, G
-  --max BYTES           largest stack segment (default 64M; suite: 4M, 16K with --relocate always)
+  --max BYTES           largest stack segment (default 64M; suite: 4M, 16K with --relocate always; checklist: 1M)
   --relocate always     move the whole stack at every check, not only when it is full
   --key a|b             key that signs return addresses on arm64 (default a)
   --format text|json    how to report (default text)
+  --list                checklist: only name the items
+  --every N             checklist: of depths and offsets that are swept, only each N-th (default 1)
   --stats               run, text: growths, frames moved, largest stack
   --tamper FRAME:BIT[:before|after]
                         run: flip a bit of the return address of the FRAME-th frame from the top, as the first
@@ -71,6 +75,19 @@ pub struct Suite {
     pub format: Format,
 }
 
+/// `wasm checklist`.
+#[derive(Debug)]
+pub struct Checklist {
+    /// Names of items, or their first parts; all if empty.
+    pub only: Vec<String>,
+    /// Only name them.
+    pub list: bool,
+    /// Of what is swept, each so-manieth is taken.
+    pub every: usize,
+    /// Stacks and key.
+    pub config: Config,
+}
+
 /// What was asked for.
 #[derive(Debug)]
 pub enum Command {
@@ -82,6 +99,8 @@ pub enum Command {
     Run(Box<Run>),
     /// The suite.
     Suite(Suite),
+    /// The growth checklist.
+    Checklist(Checklist),
 }
 
 fn usage(text: impl Into<String>) -> Error {
@@ -112,6 +131,8 @@ struct Options {
     key: Option<Key>,
     format: Option<Format>,
     stats: bool,
+    list: bool,
+    every: Option<usize>,
     tamper: Option<Tamper>,
 }
 
@@ -123,13 +144,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
     let mut args = args.into_iter().peekable();
     let text = |arg: OsString| arg.into_string().map_err(|arg| usage(format!("{} is not UTF-8", arg.display())));
     let Some(command) = args.next().map(text).transpose()? else {
-        return Err(usage("say what to do: `wasm run FILE` or `wasm suite`"));
+        return Err(usage("say what to do: `wasm run FILE`, `wasm suite` or `wasm checklist`"));
     };
     match command.as_str() {
         "--help" | "-h" | "help" => return Ok(Command::Help),
         "--version" | "-V" => return Ok(Command::Version),
-        "run" | "suite" => {}
-        other => return Err(usage(format!("unknown command `{other}`: `run` or `suite`"))),
+        "run" | "suite" | "checklist" => {}
+        other => return Err(usage(format!("unknown command `{other}`: `run`, `suite` or `checklist`"))),
     }
     let mut options = Options::default();
     while let Some(arg) = args.next().map(text).transpose()? {
@@ -161,6 +182,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
                 other => return Err(usage(format!("--format `{other}`: `text` or `json`"))),
             },
             "--only" => options.only = Some(value()?.split(',').map(str::to_owned).collect()),
+            "--list" => options.list = true,
+            "--every" => options.every = Some(size("--every", &value()?)?),
             "--stats" => options.stats = true,
             "--tamper" => options.tamper = Some(Tamper::parse(&value()?)?),
             "--invoke" => {
@@ -175,7 +198,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
             _ => options.positional.push(arg),
         }
     }
-    if command == "suite" { options.suite() } else { options.run() }
+    if command != "checklist" && (options.list || options.every.is_some()) {
+        return Err(usage("--list and --every belong to `wasm checklist`"));
+    }
+    match command.as_str() {
+        "suite" => options.suite(),
+        "checklist" => options.checklist(),
+        _ => options.run(),
+    }
 }
 
 impl Options {
@@ -198,7 +228,7 @@ impl Options {
 
     fn run(self) -> Result<Command, Error> {
         if self.only.is_some() {
-            return Err(usage("--only belongs to `wasm suite`"));
+            return Err(usage("--only belongs to `wasm suite` and `wasm checklist`"));
         }
         let config = self.config(64 << 20)?;
         let [file] = &self.positional[..] else {
@@ -218,6 +248,21 @@ impl Options {
             stats: self.stats,
             tamper: self.tamper,
         })))
+    }
+
+    fn checklist(self) -> Result<Command, Error> {
+        if self.invoke.is_some() || self.tamper.is_some() || self.stats || self.format.is_some() {
+            return Err(usage("`wasm checklist` takes no --invoke, --stats, --tamper or --format"));
+        }
+        if !self.positional.is_empty() {
+            return Err(usage("`wasm checklist` takes no file; choose items with --only"));
+        }
+        let every = self.every.unwrap_or(1);
+        if every == 0 {
+            return Err(usage("--every 0: 1 takes all, 2 every other one"));
+        }
+        let config = self.config(1 << 20)?;
+        Ok(Command::Checklist(Checklist { only: self.only.unwrap_or_default(), list: self.list, every, config }))
     }
 
     fn suite(self) -> Result<Command, Error> {
@@ -289,6 +334,11 @@ mod tests {
             "run a --nonsense",
             "suite file",
             "suite --tamper 1:1",
+            "suite --every 2",
+            "run a --list",
+            "checklist --every 0",
+            "checklist file",
+            "checklist --stats",
         ] {
             assert!(matches!(read(line), Err(Error::Usage(_))), "{line}");
         }

@@ -5,13 +5,14 @@
 //! up to [`MAX_DIRECT`] parameters; further parameters, and the results of functions with more than one, travel
 //! through the context. Only the first instructions read the stack pointer.
 
-use crate::context::Context;
+use crate::context::{Context, Place};
 use crate::trap::Trap;
 use crate::types::FuncType;
 use cfi_stack::engine::{Activation, Stubs};
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::types::I64;
-use cranelift_codegen::ir::{AbiParam, InstBuilder, MemFlagsData, SigRef, Signature, Type, Value};
+use cranelift_codegen::ir::immediates::{Ieee32, Ieee64};
+use cranelift_codegen::ir::types::{F32, F64, I64};
+use cranelift_codegen::ir::{AbiParam, ConstantData, InstBuilder, MemFlagsData, SigRef, Signature, Type, Value};
 use cranelift_codegen::isa::CallConv;
 use cranelift_frontend::FunctionBuilder;
 
@@ -101,14 +102,24 @@ impl<'f> Emitter<'f> {
         self.b.ins().iconst(I64, address as i64)
     }
 
-    /// Reads slot `index` of the place at `place` in the context.
-    pub fn slot(&mut self, place: i32, index: usize, ty: Type) -> Value {
-        self.b.ins().load(ty, trusted(), self.context, place + 8 * index as i32)
+    /// Reads slot `index` of a place in the context.
+    pub fn slot(&mut self, place: Place, index: usize, ty: Type) -> Value {
+        self.b.ins().load(ty, trusted(), self.context, place.at(index))
     }
 
-    /// Writes slot `index` of the place at `place` in the context.
-    pub fn set_slot(&mut self, place: i32, index: usize, value: Value) {
-        self.b.ins().store(trusted(), value, self.context, place + 8 * index as i32);
+    /// Writes slot `index` of a place in the context.
+    pub fn set_slot(&mut self, place: Place, index: usize, value: Value) {
+        self.b.ins().store(trusted(), value, self.context, place.at(index));
+    }
+
+    /// Reads the word at an offset in the context.
+    pub fn word(&mut self, offset: i32) -> Value {
+        self.b.ins().load(I64, trusted(), self.context, offset)
+    }
+
+    /// Writes the word at an offset in the context.
+    pub fn set_word(&mut self, offset: i32, value: Value) {
+        self.b.ins().store(trusted(), value, self.context, offset);
     }
 
     /// Completes the parameters with those that come through the context.
@@ -139,6 +150,28 @@ impl<'f> Emitter<'f> {
             return list.into_iter().enumerate().map(|(i, ty)| self.slot(Context::RESULTS, i, ty)).collect();
         }
         single(&self.b)
+    }
+
+    /// A value of this type without a meaning: zero.
+    pub fn zero(&mut self, ty: Type) -> Value {
+        match ty {
+            F32 => self.b.ins().f32const(Ieee32::with_bits(0)),
+            F64 => self.b.ins().f64const(Ieee64::with_bits(0)),
+            vector if vector.is_vector() => {
+                let zero = self.b.func.dfg.constants.insert(ConstantData::from(&[0; 16][..]));
+                self.b.ins().vconst(vector, zero)
+            }
+            integer => self.b.ins().iconst(integer, 0),
+        }
+    }
+
+    /// Returns from the function without a result that means anything: its caller looks at the context first.
+    pub fn ret_nothing(&mut self, ty: &FuncType) {
+        let values = match ty.results[..] {
+            [single] => vec![self.zero(single.repr())],
+            _ => vec![],
+        };
+        self.b.ins().return_(&values);
     }
 
     /// Returns from the function.
@@ -181,7 +214,7 @@ impl<'f> Emitter<'f> {
     }
 
     /// Leaves managed code with a code in a value; the block ends.
-    fn leave(&mut self, code: Value) {
+    pub fn leave(&mut self, code: Value) {
         let mut signature = Signature::new(CallConv::SystemV);
         signature.params = vec![AbiParam::new(I64); 2];
         let signature = self.b.import_signature(signature);

@@ -18,6 +18,8 @@ pub enum Error {
     Trap(Trap),
     /// The program recursed beyond the stack's maximum.
     Exhausted(cfi_stack::Error),
+    /// Calls of the program by the host, each within the one before, went too deep: this many.
+    Nested(usize),
     /// The program ended itself with a status.
     Exit(i32),
     /// The stack library refused.
@@ -35,6 +37,9 @@ impl fmt::Display for Error {
             Error::Link(text) => write!(f, "cannot link: {text}"),
             Error::Trap(trap) => write!(f, "trap: {trap}"),
             Error::Exhausted(error) => write!(f, "trap: call stack exhausted ({error}); see --max"),
+            Error::Nested(depth) => {
+                write!(f, "trap: call stack exhausted ({depth} calls by the host within each other)")
+            }
             Error::Exit(status) => write!(f, "the program ended itself with status {status}"),
             Error::Stack(error) => write!(f, "stack: {error}"),
         }

@@ -52,11 +52,11 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut c_v
         // SAFETY: every activation of this program is the first field of a context, which lives while a stack runs on it.
         let context = unsafe { activation.cast::<Context>().as_ref() };
         // SAFETY: the index changes only while no managed code runs (`with_code`).
-        unsafe { &*context.code.get() }.is_managed(pc)
+        unsafe { &*context.shared.code.get() }.is_managed(pc)
     });
     if let (true, Some(activation)) = (managed, activation) {
         // SAFETY: as above.
-        let index = unsafe { &*activation.cast::<Context>().as_ref().code.get() };
+        let index = unsafe { &*activation.cast::<Context>().as_ref().shared.code.get() };
         let trap = index.trap_at(pc).filter(|trap| match trap {
             Trap::MemoryOutOfBounds => {
                 matches!(signal, libc::SIGSEGV | libc::SIGBUS)

@@ -1,11 +1,16 @@
 //! The host's side of calls: one entry, which managed code reaches through the library's `exit`, and the operations
-//! that it can ask for. They run on the thread's own stack, never unwind out and never re-enter managed code.
+//! that it can ask for. They run on the thread's own stack and never unwind out. What they call back runs on a stack and with a
+//! context of its own.
 
 use crate::context::Context;
+use crate::error::Error;
 use crate::memory::Memory;
-use crate::object::Table;
+use crate::object::{Function, Table};
+use crate::store;
 use crate::trap::Trap;
 use crate::types::FuncType;
+use cfi_stack::thread::Thread;
+use cfi_stack::{Stack, Stats};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -13,10 +18,15 @@ use std::rc::Rc;
 /// A function of the host: arguments in, results out, both as slots.
 pub type HostFunction = fn(&Caller<'_>, &[u64], &mut [u64]) -> Result<(), Failure>;
 
+/// Most calls back into the program within each other.
+const MAX_NESTED: usize = 100;
+
 /// Why a host function does not return to the program.
 pub enum Failure {
     /// It failed, for this reason.
-    Message(String),
+    Because(Error),
+    /// It throws the exception that its context has in flight.
+    Thrown,
     /// The program asked to end with this status.
     Exit(i32),
 }
@@ -27,6 +37,44 @@ pub struct Caller<'a> {
     pub context: &'a Context,
     /// The calling module's first memory.
     pub memory: Option<&'a Memory>,
+}
+
+impl Caller<'_> {
+    /// Calls the function behind a reference, on a stack of its own. An exception that comes back is in flight in the caller's context then.
+    ///
+    /// # Errors
+    /// [`Failure::Thrown`] with an exception; else why no result came.
+    pub fn call(&self, reference: u64, args: &[u64]) -> Result<(Vec<u64>, Stats), Failure> {
+        if reference == 0 {
+            return Err(Failure::Because(Error::Trap(Trap::NullReference)));
+        }
+        // SAFETY: the module was validated, so that this is a reference to a function of the store.
+        let function = unsafe { &*std::ptr::with_exposed_provenance::<Function>(reference as usize) };
+        let shared = &self.context.shared;
+        let Some(trampoline) = shared.trampolines.borrow().get(&function.type_id()).cloned() else {
+            return Err(Failure::Because(Error::Usage("no function of this type is exported".to_owned())));
+        };
+        // What nests takes room on the thread's own stack, which does not grow.
+        if self.context.depth == MAX_NESTED {
+            return Err(Failure::Because(Error::Nested(MAX_NESTED)));
+        }
+        let mut context = Context::new(shared.clone());
+        context.depth = self.context.depth + 1;
+        let result = Thread::attach().and_then(|thread| {
+            let mut stack = Stack::new(&thread, shared.config.policy)?;
+            let result = store::enter(&context, &thread, &mut stack, &trampoline, function.code.get(), args);
+            Ok((result, stack.stats()))
+        });
+        match result {
+            Ok((Ok(values), stats)) => Ok((values, stats)),
+            Ok((Err(Error::Trap(Trap::UncaughtException)), _)) => {
+                self.context.take_exception(&context);
+                Err(Failure::Thrown)
+            }
+            Ok((Err(error), _)) => Err(Failure::Because(error)),
+            Err(error) => Err(Failure::Because(error.into())),
+        }
+    }
 }
 
 /// The references of an element segment; empty once dropped.
@@ -45,6 +93,10 @@ pub enum Operation {
         /// The calling module's first memory.
         memory: Option<Rc<Memory>>,
     },
+    /// Makes a reference to the exception in flight, which is caught then.
+    Catch,
+    /// `throw_ref`.
+    ThrowRef,
     /// `memory.grow`.
     MemoryGrow(Rc<Memory>),
     /// `memory.fill`.
@@ -79,41 +131,53 @@ pub unsafe extern "C" fn dispatch(context: usize, operation: usize, _: usize) ->
             &*std::ptr::with_exposed_provenance::<Operation>(operation),
         )
     };
-    // SAFETY: managed code waits for this call to return, so nobody else uses these places meanwhile.
-    let (slots, results) = unsafe { (&mut *context.host.get(), &mut *context.results.get()) };
-    let outcome = catch_unwind(AssertUnwindSafe(|| perform(context, operation, slots, results)));
+    // SAFETY: managed code waits for this call to return, so nobody else uses this place meanwhile.
+    let slots = unsafe { &mut *context.host.get() };
+    let outcome = catch_unwind(AssertUnwindSafe(|| perform(context, operation, slots)));
     match outcome {
         Ok(Ok(())) => 0,
         Ok(Err(trap)) => trap.code(),
         Err(_) => {
-            *context.message.borrow_mut() = Some("a host function panicked".to_owned());
+            *context.failure.borrow_mut() = Some(Error::System("a host function panicked".to_owned()));
             Trap::Host.code()
         }
     }
 }
 
-fn perform(context: &Context, operation: &Operation, slots: &mut [u64], results: &mut [u64]) -> Result<(), Trap> {
+fn perform(context: &Context, operation: &Operation, slots: &mut [u64]) -> Result<(), Trap> {
     let word = |at: usize| slots[at] & 0xffff_ffff;
     let grown = |old: Option<u64>| old.map_or(0xffff_ffff, |old| old);
     match operation {
         Operation::Call { function, ty, memory } => {
             let args: Vec<u64> = ty.params.iter().zip(&*slots).map(|(ty, slot)| ty.mask(*slot)).collect();
             let count = ty.results.len();
-            // A single result is taken from the place for the host, several from the place for results.
-            let place = if count > 1 { results } else { slots };
-            function(&Caller { context, memory: memory.as_deref() }, &args, &mut place[..count]).map_err(|failure| {
-                match failure {
-                    Failure::Message(text) => {
-                        *context.message.borrow_mut() = Some(text);
-                        Trap::Host
-                    }
-                    Failure::Exit(status) => {
-                        context.status.set(status);
-                        Trap::Exit
-                    }
+            match function(&Caller { context, memory: memory.as_deref() }, &args, &mut slots[..count]) {
+                Ok(()) => {}
+                // The caller's code finds the exception in the context.
+                Err(Failure::Thrown) => return Ok(()),
+                Err(Failure::Because(error)) => {
+                    *context.failure.borrow_mut() = Some(error);
+                    return Err(Trap::Host);
                 }
-            })
+                Err(Failure::Exit(status)) => {
+                    context.status.set(status);
+                    return Err(Trap::Exit);
+                }
+            }
+            if count > 1 {
+                // SAFETY: as for `slots` in `dispatch`. A single result is taken from there, several from here.
+                let results = unsafe { &mut *context.results.get() };
+                for (result, slot) in results.iter_mut().zip(&slots[..count]) {
+                    *result = u128::from(*slot);
+                }
+            }
+            Ok(())
         }
+        Operation::Catch => {
+            slots[0] = context.catch();
+            Ok(())
+        }
+        Operation::ThrowRef => context.throw(slots[0]).then_some(()).ok_or(Trap::NullReference),
         Operation::MemoryGrow(memory) => {
             slots[0] = grown(memory.grow(word(0)));
             Ok(())

@@ -1,6 +1,7 @@
 //! From a module and its imports to an instance: objects, code, segments, start function.
 
 use crate::compile::{Compiler, finish};
+use crate::context::Trampoline;
 use crate::emit::{Emitter, signature};
 use crate::error::Error;
 use crate::glue;
@@ -8,15 +9,15 @@ use crate::host::{Data, Elements, Operation};
 use crate::library;
 use crate::memory::Memory;
 use crate::module::{Const, ConstOp, ImportType, Module, Placement, Space};
-use crate::object::{Global, Table};
+use crate::object::{Global, Table, Tag};
 use crate::store::Store;
-use crate::translate::{Addresses, Scope, Translator};
+use crate::translate::{Addresses, Scope, Target, Translator, tail_calls};
 use crate::trap::Trap;
 use crate::types::TypeId;
 use cranelift_codegen::ir::FuncRef;
 use cranelift_module::{FuncId, Module as _};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 /// Something that instances can share.
@@ -30,15 +31,22 @@ pub enum Extern {
     Memory(Rc<Memory>),
     /// A global.
     Global(Rc<Global>),
+    /// A tag.
+    Tag(Tag),
 }
 
 /// What a module exports, by name.
 pub type Exports = BTreeMap<String, Extern>;
 
-/// Where imports come from, besides the host functions of [`library`].
+/// Where imports come from.
 pub trait Linker {
     /// What `module` exports under `name`.
     fn find(&self, module: &str, name: &str) -> Option<Extern>;
+
+    /// The host function of this name.
+    fn host(&self, module: &str, name: &str) -> Option<library::Entry> {
+        library::find(module, name)
+    }
 }
 
 /// No other instances.
@@ -58,6 +66,7 @@ struct Parts {
     tables: Vec<Rc<Table>>,
     memories: Vec<Rc<Memory>>,
     globals: Vec<Rc<Global>>,
+    tags: Vec<Tag>,
     elements: Vec<Elements>,
     data: Vec<Data>,
 }
@@ -79,6 +88,7 @@ pub fn instantiate(store: &mut Store<'_>, module: &Module, linker: &dyn Linker) 
             Space::Table => Extern::Table(parts.tables[index].clone()),
             Space::Memory => Extern::Memory(parts.memories[index].clone()),
             Space::Global => Extern::Global(parts.globals[index].clone()),
+            Space::Tag => Extern::Tag(parts.tags[index]),
         };
         (name.clone(), object)
     });
@@ -111,7 +121,7 @@ fn link(
                 parts.references.push(store.function(number).address());
             }
             (ImportType::Func(ty), None) => {
-                let Some(entry) = library::find(&import.module, &import.name) else {
+                let Some(entry) = linker.host(&import.module, &import.name) else {
                     return Err(Error::Link(format!("unknown {name}")));
                 };
                 if entry.ty != *store.types.get(*ty) {
@@ -138,6 +148,7 @@ fn link(
             {
                 parts.globals.push(global);
             }
+            (ImportType::Tag(ty), Some(Extern::Tag(tag))) if tag.ty == *ty => parts.tags.push(tag),
             (_, None) => return Err(Error::Link(format!("unknown {name}"))),
             _ => return Err(Error::Link(format!("incompatible type of {name}"))),
         }
@@ -154,6 +165,9 @@ fn create(store: &mut Store<'_>, module: &Module, parts: &mut Parts) -> Result<(
     }
     for ty in &module.memories[parts.memories.len()..] {
         parts.memories.push(Rc::new(Memory::new(ty.minimum, ty.maximum)?));
+    }
+    for ty in &module.tags[parts.tags.len()..] {
+        parts.tags.push(store.add_tag(*ty));
     }
     for (ty, init) in &module.globals[parts.globals.len()..] {
         let value = evaluate(parts, init.as_ref());
@@ -205,16 +219,22 @@ fn evaluate(parts: &Parts, expression: Option<&Const>) -> u64 {
 }
 
 /// The constants that code of this instance may name.
-fn addresses(store: &mut Store<'_>, module: &Module, parts: &Parts, hosts: &[HostImport]) -> Addresses {
+fn addresses(store: &mut Store<'_>, module: &Module, parts: &Parts, hosts: &[HostImport], throws: bool) -> Addresses {
     let mut out = Addresses { functions: parts.references.clone(), ..Addresses::default() };
     for index in 0..module.imported_funcs {
         let host = hosts.iter().any(|(at, _)| *at as usize == index);
-        out.imported_code.push((!host).then(|| store.function(parts.functions[index]).code.get()));
+        let function = store.function(parts.functions[index]);
+        out.imported_code.push((!host).then(|| (function.code.get(), function.body.get())));
     }
     out.tables = parts.tables.iter().map(|table| table.view_address()).collect();
     out.memories = parts.memories.iter().map(|memory| (memory.base(), memory.pages_address())).collect();
     out.globals = parts.globals.iter().map(|global| global.address()).collect();
+    out.tags = parts.tags.iter().map(|tag| tag.number).collect();
     let operations = &mut out.operations;
+    if !parts.tags.is_empty() || throws {
+        operations.catch = store.add_operation(Operation::Catch);
+        operations.throw_ref = store.add_operation(Operation::ThrowRef);
+    }
     let mut add = |operation| store.add_operation(operation);
     for memory in &parts.memories {
         operations.memory_grow.push(add(Operation::MemoryGrow(memory.clone())));
@@ -237,64 +257,136 @@ fn addresses(store: &mut Store<'_>, module: &Module, parts: &Parts, hosts: &[Hos
     out
 }
 
-/// Compiles the module's functions, thunks for its host imports, and trampolines for the types that it exports.
-fn compile(store: &mut Store<'_>, module: &Module, parts: &Parts, hosts: Vec<HostImport>) -> Result<(), Error> {
-    let addresses = addresses(store, module, parts, &hosts);
-    let wasm_bytes = module.bodies().map(|body| (body.range().end - body.range().start) as usize).sum();
-    let mut compiler = Compiler::new(store.config.key, store.stubs(), wasm_bytes)?;
-    let mut ids: HashMap<u32, FuncId> = HashMap::new();
+/// The functions of a module, as they are announced to the compiler.
+#[derive(Default)]
+struct Announced {
+    /// What callers call, by index.
+    functions: HashMap<u32, FuncId>,
+    /// Bodies of functions that make tail calls, by index: behind the function of the same index.
+    bodies: HashMap<u32, FuncId>,
+    /// Makers of tail calls, by the type of the callee.
+    adapters: HashMap<TypeId, FuncId>,
+    /// Ways in, by type.
+    trampolines: BTreeMap<u32, FuncId>,
+}
+
+/// Announces the module's functions, thunks for its host imports, and trampolines for the types that it exports.
+fn announce(
+    store: &Store<'_>,
+    module: &Module,
+    hosts: &[HostImport],
+    compiler: &mut Compiler,
+) -> Result<Announced, Error> {
+    let mut out = Announced::default();
     let defined = module.imported_funcs as u32..module.funcs.len() as u32;
     for index in hosts.iter().map(|(index, _)| *index).chain(defined.clone()) {
         let ty = store.types.get(module.funcs[index as usize]);
-        ids.insert(index, compiler.declare(&signature(ty))?);
+        out.functions.insert(index, compiler.declare(&signature(ty))?);
     }
-    let mut trampolines: BTreeMap<u32, FuncId> = BTreeMap::new();
-    let exported = module.exports.iter().filter(|export| export.1 == Space::Func).map(|export| export.2);
-    for index in exported.chain(module.start) {
-        let ty = module.funcs[index as usize];
-        if !store.has_trampoline(ty) && !trampolines.contains_key(&ty.0) {
-            trampolines.insert(ty.0, compiler.declare(&glue::trampoline_signature())?);
+    let mut callees = BTreeSet::new();
+    for (index, body) in defined.zip(module.bodies()) {
+        if tail_calls(module, &body, &mut callees)? {
+            let ty = store.types.get(module.funcs[index as usize]);
+            out.bodies.insert(index, compiler.declare(&signature(ty))?);
         }
     }
+    for ty in callees {
+        let adapter = glue::adapter_signature(store.types.get(TypeId(ty)));
+        out.adapters.insert(TypeId(ty), compiler.declare(&adapter)?);
+    }
+    let exported = module.exports.iter().filter(|export| export.1 == Space::Func).map(|export| export.2);
+    for index in exported.chain(module.start) {
+        let id = module.funcs[index as usize];
+        let ty = store.types.get(id);
+        let fits = ty.params.iter().chain(&ty.results).all(|ty| ty.fits_host());
+        if fits && !store.has_trampoline(id) && !out.trampolines.contains_key(&id.0) {
+            out.trampolines.insert(id.0, compiler.declare(&glue::trampoline_signature())?);
+        }
+    }
+    Ok(out)
+}
+
+/// Compiles what is announced, and gives the store's functions their code.
+fn compile(store: &mut Store<'_>, module: &Module, parts: &Parts, hosts: Vec<HostImport>) -> Result<(), Error> {
+    let throws = store.throws(!parts.tags.is_empty())?;
+    let addresses = addresses(store, module, parts, &hosts, throws);
+    let wasm_bytes = module.bodies().map(|body| (body.range().end - body.range().start) as usize).sum();
+    let mut compiler = Compiler::new(store.config.key, store.stubs(), wasm_bytes)?;
+    let ids = announce(store, module, &hosts, &mut compiler)?;
+    let defined = module.imported_funcs as u32..module.funcs.len() as u32;
     for (index, entry) in hosts {
         let ty = entry.ty.clone();
         let memory = parts.memories.first().cloned();
         let operation = store.add_operation(Operation::Call { function: entry.function, ty: entry.ty, memory });
-        compiler.define(ids[&index], |builder, stubs, _| {
+        compiler.define(ids.functions[&index], |builder, stubs, _| {
             let (mut e, params) = Emitter::new(builder, stubs);
             glue::import(&mut e, params, &ty, operation);
             finish(e);
             Ok(())
         })?;
     }
-    let scope = Scope { module, types: &store.types, addresses: &addresses };
+    let scope = Scope { module, types: &store.types, addresses: &addresses, throws };
     for (index, body) in defined.zip(module.bodies()) {
         let ty = store.types.get(module.funcs[index as usize]);
-        compiler.define(ids[&index], |builder, stubs, jit| {
+        let function = ids.functions[&index];
+        let split = ids.bodies.get(&index).copied();
+        compiler.define(split.unwrap_or(function), |builder, stubs, jit| {
             let (e, params) = Emitter::new(builder, stubs);
-            let mut known: HashMap<u32, FuncRef> = HashMap::new();
-            let mut declare = |func: &mut cranelift_codegen::ir::Function, index: u32| {
-                *known.entry(index).or_insert_with(|| jit.declare_func_in_func(ids[&index], func))
+            let mut known: HashMap<FuncId, FuncRef> = HashMap::new();
+            let mut declare = |func: &mut cranelift_codegen::ir::Function, target: Target| {
+                let id = match target {
+                    Target::Function(index) => ids.functions[&index],
+                    Target::Body(index) => *ids.bodies.get(&index).unwrap_or(&ids.functions[&index]),
+                    Target::Adapter(ty) => ids.adapters[&ty],
+                };
+                *known.entry(id).or_insert_with(|| jit.declare_func_in_func(id, func))
             };
             finish(Translator::function(&scope, &mut declare, e, params, ty, &body)?);
             Ok(())
         })?;
+        if let Some(body) = split {
+            compiler.define(function, |builder, stubs, jit| {
+                let (mut e, params) = Emitter::new(builder, stubs);
+                let body = jit.declare_func_in_func(body, e.b.func);
+                glue::tail_loop(&mut e, &params, ty, body);
+                finish(e);
+                Ok(())
+            })?;
+        }
     }
-    for (ty, id) in &trampolines {
+    for (ty, id) in &ids.adapters {
+        let ty = store.types.get(*ty);
+        compiler.define(*id, |builder, stubs, _| {
+            let (mut e, params) = Emitter::new(builder, stubs);
+            glue::tail_adapter(&mut e, &params, ty);
+            finish(e);
+            Ok(())
+        })?;
+    }
+    for (ty, id) in &ids.trampolines {
         let ty = store.types.get(TypeId(*ty));
         compiler.define(*id, |builder, stubs, _| {
             let (mut e, params) = Emitter::new(builder, stubs);
             // The trampoline's first parameter is the context; two of the others matter.
-            glue::trampoline(&mut e, &params, ty);
+            glue::trampoline(&mut e, &params, ty, throws);
             finish(e);
             Ok(())
         })?;
     }
     let code = compiler.finish()?;
-    for (index, id) in &ids {
-        store.function(parts.functions[*index as usize]).code.set(code.address(*id));
+    for (index, id) in &ids.functions {
+        let function = store.function(parts.functions[*index as usize]);
+        function.code.set(code.address(*id));
+        function.body.set(code.address(*ids.bodies.get(index).unwrap_or(id)));
     }
-    let trampolines: Vec<_> = trampolines.iter().map(|(ty, id)| (TypeId(*ty), code.address(*id))).collect();
+    let trampolines: Vec<_> = ids
+        .trampolines
+        .iter()
+        .map(|(ty, id)| {
+            let ty = TypeId(*ty);
+            (ty, Trampoline { code: code.address(*id), ty: store.types.get(ty).clone() })
+        })
+        .collect();
     store.add_code(code, trampolines);
     Ok(())
 }

@@ -65,7 +65,7 @@ pub fn value(value: &Value) -> String {
         ValType::I32 | ValType::I64 => true,
         ValType::F32 => f32::from_bits(value.bits as u32).is_finite(),
         ValType::F64 => f64::from_bits(value.bits).is_finite(),
-        ValType::Ref { .. } => false,
+        ValType::V128 | ValType::Ref { .. } => false,
     };
     if finite { value.to_string() } else { string(&value.to_string()) }
 }

@@ -1,6 +1,7 @@
 //! The host functions that programs can import: `spectest` of the specification's suite, and the few of
 //! `wasi_snapshot_preview1` that a C program needs to print and to end.
 
+use crate::error::Error;
 use crate::host::{Caller, Failure, HostFunction};
 use crate::types::{FuncType, ValType};
 use ValType::{F32, F64, I32, I64};
@@ -136,6 +137,6 @@ fn fd_write(caller: &Caller<'_>, args: &[u64], results: &mut [u64]) -> Result<()
         None if args[0] == 1 => std::io::stdout().write_all(&bytes),
         None => std::io::stderr().write_all(&bytes),
     };
-    done.map_err(|error| Failure::Message(format!("cannot write the program's output: {error}")))?;
+    done.map_err(|error| Failure::Because(Error::System(format!("cannot write the program's output: {error}"))))?;
     answer(results, Some(SUCCESS))
 }

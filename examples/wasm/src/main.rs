@@ -2,11 +2,12 @@
 //!
 //! It exists to show [`cfi_stack`] at work: Cranelift compiles a module under the rules of README.md, the library
 //! owns the stacks. The way of the data: [`cli`] → [`module`] → [`instance`] (with [`translate`], [`emit`],
-//! [`glue`], [`compile`]) → [`store`] → [`run`] or [`suite`]; [`host`] and [`library`] are what programs can call,
+//! [`glue`], [`compile`]) → [`store`] → [`run`], [`suite`] or [`checklist`]; [`host`] and [`library`] are what programs can call,
 //! [`fault`] turns hardware faults into traps.
 
 #![deny(unsafe_op_in_unsafe_fn, missing_docs)]
 
+mod checklist;
 mod cli;
 mod compile;
 mod context;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Version => cli::print(concat!("wasm ", env!("CARGO_PKG_VERSION"), "\n")).map(|()| 0),
         Command::Run(options) => run::run(&options),
         Command::Suite(options) => suite::suite(&options),
+        Command::Checklist(options) => checklist::checklist(&options),
     });
     match done {
         Ok(status) => ExitCode::from(status),

@@ -63,6 +63,8 @@ pub enum ImportType {
     Memory(MemoryType),
     /// A global.
     Global(GlobalType),
+    /// A tag of exceptions, by the type of what they carry.
+    Tag(TypeId),
 }
 
 /// One import.
@@ -76,7 +78,7 @@ pub struct Import {
     pub ty: ImportType,
 }
 
-/// The four index spaces.
+/// The index spaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Space {
     /// Functions.
@@ -87,6 +89,8 @@ pub enum Space {
     Memory,
     /// Globals.
     Global,
+    /// Tags of exceptions.
+    Tag,
 }
 
 /// When a segment is copied.
@@ -118,6 +122,8 @@ pub struct Module {
     pub memories: Vec<MemoryType>,
     /// Types of all globals; those defined here have an initial value.
     pub globals: Vec<(GlobalType, Option<Const>)>,
+    /// Types of what exceptions carry, by tag, imported ones first.
+    pub tags: Vec<TypeId>,
     /// Name, space and index.
     pub exports: Vec<(String, Space, u32)>,
     /// Function to run at instantiation.
@@ -210,7 +216,7 @@ impl Module {
                         wp::ExternalKind::Table => Space::Table,
                         wp::ExternalKind::Memory => Space::Memory,
                         wp::ExternalKind::Global => Space::Global,
-                        wp::ExternalKind::Tag => return unsupported("exception tags"),
+                        wp::ExternalKind::Tag => Space::Tag,
                     };
                     self.exports.push((export.name.to_owned(), space, export.index));
                 }
@@ -239,7 +245,11 @@ impl Module {
                 let range = body.range();
                 self.bodies.push(range.start as usize..range.end as usize);
             }
-            wp::Payload::TagSection(_) => return unsupported("exception tags"),
+            wp::Payload::TagSection(reader) => {
+                for tag in reader {
+                    self.tags.push(self.types[tag?.func_type_idx as usize]);
+                }
+            }
             wp::Payload::Version { encoding: wp::Encoding::Component, .. } => {
                 return unsupported("components; give a core module");
             }
@@ -270,7 +280,11 @@ impl Module {
                 self.globals.push((ty, None));
                 ImportType::Global(ty)
             }
-            wp::TypeRef::Tag(_) => return unsupported("exception tags"),
+            wp::TypeRef::Tag(tag) => {
+                let id = self.types[tag.func_type_idx as usize];
+                self.tags.push(id);
+                ImportType::Tag(id)
+            }
         };
         self.imports.push(Import { module: import.module.to_owned(), name: import.name.to_owned(), ty });
         Ok(())
@@ -290,14 +304,14 @@ impl Module {
     /// The engine's form of a value type of this module.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for vectors and garbage-collected references.
+    /// [`Error::Unsupported`] for garbage-collected references.
     pub fn val_type(&self, ty: wp::ValType) -> Result<ValType, Error> {
         Ok(match ty {
             wp::ValType::I32 => ValType::I32,
             wp::ValType::I64 => ValType::I64,
             wp::ValType::F32 => ValType::F32,
             wp::ValType::F64 => ValType::F64,
-            wp::ValType::V128 => return unsupported("vectors (v128)"),
+            wp::ValType::V128 => ValType::V128,
             wp::ValType::Ref(ty) => self.ref_type(ty)?,
         })
     }
@@ -309,6 +323,8 @@ impl Module {
             wp::HeapType::Abstract { shared: false, ty: Abstract::NoFunc } => Heap::NoFunc,
             wp::HeapType::Abstract { shared: false, ty: Abstract::Extern } => Heap::Extern,
             wp::HeapType::Abstract { shared: false, ty: Abstract::NoExtern } => Heap::NoExtern,
+            wp::HeapType::Abstract { shared: false, ty: Abstract::Exn } => Heap::Exn,
+            wp::HeapType::Abstract { shared: false, ty: Abstract::NoExn } => Heap::NoExn,
             wp::HeapType::Concrete(index) => {
                 let known = index.as_module_index().and_then(|index| self.types.get(index as usize));
                 match known {
@@ -332,7 +348,11 @@ impl Module {
         if ty.shared {
             return unsupported("shared globals");
         }
-        Ok(GlobalType { content: self.val_type(ty.content_type)?, mutable: ty.mutable })
+        let content = self.val_type(ty.content_type)?;
+        if !content.fits_host() {
+            return unsupported("globals of type v128");
+        }
+        Ok(GlobalType { content, mutable: ty.mutable })
     }
 }
 

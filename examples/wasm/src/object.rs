@@ -5,19 +5,30 @@ use crate::types::{TypeId, ValType};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// What a function reference points to. Managed code reads both words.
+/// What a function reference points to. Managed code reads all words.
 #[repr(C)]
 pub struct Function {
     /// Where its code begins; zero until it is compiled.
     pub code: Cell<usize>,
     /// Its interned type, widened to a word.
     pub ty: u64,
+    /// Code for whoever makes its tail calls: where it makes none itself, `code`.
+    pub body: Cell<usize>,
+}
+
+/// A tag of exceptions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Tag {
+    /// Its number in the store, never 0.
+    pub number: u64,
+    /// Type of what its exceptions carry.
+    pub ty: TypeId,
 }
 
 impl Function {
     /// A function whose code is not known yet.
     pub fn new(ty: TypeId) -> Rc<Function> {
-        Rc::new(Function { code: Cell::new(0), ty: u64::from(ty.0) })
+        Rc::new(Function { code: Cell::new(0), ty: u64::from(ty.0), body: Cell::new(0) })
     }
 
     /// Its interned type.

@@ -31,11 +31,13 @@ pub enum Trap {
     Host,
     /// The program ended itself; its status is kept in the store.
     Exit,
+    /// An exception that nothing catches.
+    UncaughtException,
     /// Code that cannot be reached was reached: an error of this engine.
     Internal,
 }
 
-const ALL: [Trap; 13] = [
+const ALL: [Trap; 14] = [
     Trap::Unreachable,
     Trap::MemoryOutOfBounds,
     Trap::TableOutOfBounds,
@@ -48,6 +50,7 @@ const ALL: [Trap; 13] = [
     Trap::NullReference,
     Trap::Host,
     Trap::Exit,
+    Trap::UncaughtException,
     Trap::Internal,
 ];
 
@@ -94,6 +97,7 @@ impl fmt::Display for Trap {
             Trap::NullReference => "null reference",
             Trap::Host => "a host function failed",
             Trap::Exit => "the program ended itself",
+            Trap::UncaughtException => "uncaught exception",
             Trap::Internal => "internal error of the engine",
         })
     }

@@ -23,6 +23,10 @@ pub enum Heap {
     NoExtern,
     /// A function of this type.
     Typed(TypeId),
+    /// A caught exception.
+    Exn,
+    /// No exception: only null.
+    NoExn,
 }
 
 /// A value type.
@@ -36,6 +40,8 @@ pub enum ValType {
     F32,
     /// Double precision.
     F64,
+    /// A vector of 16 bytes.
+    V128,
     /// A reference.
     Ref {
         /// Null belongs to the type.
@@ -53,7 +59,13 @@ impl ValType {
             ValType::I64 | ValType::Ref { .. } => types::I64,
             ValType::F32 => types::F32,
             ValType::F64 => types::F64,
+            ValType::V128 => types::I8X16,
         }
+    }
+
+    /// Whether a value fits the 64 bits in which the host holds values.
+    pub fn fits_host(self) -> bool {
+        self != ValType::V128
     }
 
     /// The bits of a slot that belong to a value of this type.
@@ -75,6 +87,7 @@ impl ValType {
                             (Heap::NoFunc | Heap::Typed(_), Heap::Func)
                                 | (Heap::NoFunc, Heap::Typed(_))
                                 | (Heap::NoExtern, Heap::Extern)
+                                | (Heap::NoExn, Heap::Exn)
                         ))
             }
             _ => self == other,
@@ -89,6 +102,8 @@ impl fmt::Display for ValType {
             ValType::I64 => "i64",
             ValType::F32 => "f32",
             ValType::F64 => "f64",
+            ValType::V128 => "v128",
+            ValType::Ref { heap: Heap::Exn | Heap::NoExn, .. } => "exnref",
             ValType::Ref { heap: Heap::Extern | Heap::NoExtern, .. } => "externref",
             ValType::Ref { .. } => "funcref",
         })
@@ -170,8 +185,8 @@ impl Value {
             ValType::F32 => u64::from(text.parse::<f32>().map_err(|_| wrong())?.to_bits()),
             ValType::F64 => text.parse::<f64>().map_err(|_| wrong())?.to_bits(),
             ValType::Ref { nullable: true, .. } if text == "null" => 0,
-            ValType::Ref { .. } => {
-                return unsupported(format!("an argument of type {ty} other than `null`"));
+            ValType::V128 | ValType::Ref { .. } => {
+                return unsupported(format!("an argument of type {ty}, unless it is `null`"));
             }
         };
         Ok(Value { ty, bits })
@@ -186,7 +201,7 @@ impl fmt::Display for Value {
             ValType::F32 => write!(f, "{:?}", f32::from_bits(self.bits as u32)),
             ValType::F64 => write!(f, "{:?}", f64::from_bits(self.bits)),
             ValType::Ref { .. } if self.bits == 0 => write!(f, "null"),
-            ValType::Ref { .. } => write!(f, "{}", self.ty),
+            ValType::V128 | ValType::Ref { .. } => write!(f, "{}", self.ty),
         }
     }
 }

@@ -138,7 +138,11 @@ fn modules_that_cannot_run_are_refused() {
     }
     for (name, module, words) in [
         ("invalid", "(module (func (export \"_start\") (i32.add)))", &["invalid module"][..]),
-        ("vectors", "(module (func (export \"_start\") (local v128)))", &["unsupported", "v128"]),
+        (
+            "vectors",
+            "(module (global v128 (v128.const i64x2 0 0)) (func (export \"_start\")))",
+            &["unsupported", "v128"],
+        ),
         (
             "missing",
             "(module (import \"env\" \"f\" (func)) (func (export \"_start\")))",
@@ -265,4 +269,18 @@ fn a_reader_that_has_gone_away_is_an_error_and_no_panic() {
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("cannot write"), "{error}");
+}
+
+#[test]
+fn the_checklist_can_be_chosen_from() {
+    let list = text(&wasm(&["checklist", "--list"]).stdout);
+    let items: Vec<_> = list.lines().collect();
+    assert!(items.contains(&"frames/8000-locals") && items.contains(&"nest/growth-at-each-level"), "{list}");
+    let output = wasm(&["checklist", "--only", "overflow,edge/every-depth", "--every", "16", "--relocate", "always"]);
+    let report = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    assert!(report.contains("edge/every-depth: passed (10 of 160 depths"), "{report}");
+    let chosen = items.iter().filter(|item| item.starts_with("overflow/")).count() + 1;
+    assert!(report.ends_with(&format!("\n{chosen} passed, 0 failed, 0 skipped\n")), "{report}");
+    refused(&["checklist", "--only", "nothing"], &["no item `nothing`"]);
 }

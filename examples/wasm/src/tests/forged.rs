@@ -1,8 +1,8 @@
 //! An attacker overwrites the stack limit: the guard stops the program, whatever the size of its frames, and the
 //! fault handler does not take it for a trap.
 
-use super::growth::locals;
 use super::{call, configurations, single};
+use crate::checklist::locals;
 use crate::types::{ValType, Value};
 use cfi_stack::engine::Activation;
 use cfi_stack::steps::{Step, StepInfo, set_hook};

@@ -1,16 +1,42 @@
-//! Calls: direct, through a table, through a reference.
+//! Calls: direct, through a table, through a reference; and tail calls of the three kinds.
+//!
+//! A tail call leaves its arguments and its callee in the context and returns: what called the function makes the call
+//! ([`crate::glue::tail_loop`]).
 
-use super::{Callee, Translator};
+use super::{Callee, Target, Translator};
+use crate::context::Context;
 use crate::emit::{signature, trusted};
 use crate::error::Error;
+use crate::module::Module;
 use crate::object::{Function, Table};
 use crate::trap::Trap;
 use crate::types::TypeId;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::I64;
 use cranelift_codegen::ir::{InstBuilder, Value};
+use std::collections::BTreeSet;
 use std::mem::offset_of;
-use wasmparser::Operator as Op;
+use wasmparser::{FunctionBody, Operator as Op};
+
+/// Whether a body makes tail calls; the interned types of the functions that they go to are added to `callees`.
+///
+/// # Errors
+/// [`Error::Invalid`], which a validated body does not give.
+pub fn tail_calls(module: &Module, body: &FunctionBody<'_>, callees: &mut BTreeSet<u32>) -> Result<bool, Error> {
+    let mut any = false;
+    for op in body.get_operators_reader()? {
+        let ty = match op? {
+            Op::ReturnCall { function_index } => module.funcs[function_index as usize],
+            Op::ReturnCallIndirect { type_index, .. } | Op::ReturnCallRef { type_index } => {
+                module.types[type_index as usize]
+            }
+            _ => continue,
+        };
+        callees.insert(ty.0);
+        any = true;
+    }
+    Ok(any)
+}
 
 impl Translator<'_, '_> {
     /// Translates a call; false if `op` is none.
@@ -19,21 +45,13 @@ impl Translator<'_, '_> {
             Op::Call { function_index } => {
                 let ty = self.scope.module.funcs[function_index as usize];
                 let callee = match self.scope.addresses.imported_code.get(function_index as usize) {
-                    Some(&Some(code)) => Callee::Address(self.e.address(code)),
-                    _ => Callee::Local((self.declare)(self.e.b.func, function_index)),
+                    Some(&Some((code, _))) => Callee::Address(self.e.address(code)),
+                    _ => Callee::Local((self.declare)(self.e.b.func, Target::Function(function_index))),
                 };
                 self.call(callee, ty);
             }
             Op::CallIndirect { type_index, table_index } => {
-                let ty = self.scope.module.types[type_index as usize];
-                let index = self.pop();
-                let reference = self.element(table_index, index, Trap::UndefinedElement);
-                let function = self.e.b.ins().load(I64, trusted(), reference, 0);
-                self.e.b.ins().trapz(function, Trap::UninitializedElement.cranelift());
-                let actual = self.e.b.ins().load(I64, trusted(), function, offset_of!(Function, ty) as i32);
-                let expected = self.e.b.ins().iconst(I64, i64::from(ty.0));
-                let equal = self.e.b.ins().icmp(IntCC::Equal, actual, expected);
-                self.e.b.ins().trapz(equal, Trap::IndirectCallType.cranelift());
+                let (function, ty) = self.function_in_table(type_index, table_index);
                 self.call_reference(function, ty);
             }
             Op::CallRef { type_index } => {
@@ -41,9 +59,61 @@ impl Translator<'_, '_> {
                 self.e.b.ins().trapz(function, Trap::NullReference.cranelift());
                 self.call_reference(function, self.scope.module.types[type_index as usize]);
             }
+            Op::ReturnCall { function_index } => {
+                let body = match self.scope.addresses.imported_code.get(function_index as usize) {
+                    Some(&Some((_, body))) => self.e.address(body),
+                    _ => {
+                        let body = (self.declare)(self.e.b.func, Target::Body(function_index));
+                        self.e.b.ins().func_addr(I64, body)
+                    }
+                };
+                self.tail_call(body, self.scope.module.funcs[function_index as usize]);
+            }
+            Op::ReturnCallIndirect { type_index, table_index } => {
+                let (function, ty) = self.function_in_table(type_index, table_index);
+                self.tail_call_reference(function, ty);
+            }
+            Op::ReturnCallRef { type_index } => {
+                let function = self.pop();
+                self.e.b.ins().trapz(function, Trap::NullReference.cranelift());
+                self.tail_call_reference(function, self.scope.module.types[type_index as usize]);
+            }
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// The function of this type that the operand names in a table.
+    fn function_in_table(&mut self, type_index: u32, table_index: u32) -> (Value, TypeId) {
+        let ty = self.scope.module.types[type_index as usize];
+        let index = self.pop();
+        let reference = self.element(table_index, index, Trap::UndefinedElement);
+        let function = self.e.b.ins().load(I64, trusted(), reference, 0);
+        self.e.b.ins().trapz(function, Trap::UninitializedElement.cranelift());
+        let actual = self.e.b.ins().load(I64, trusted(), function, offset_of!(Function, ty) as i32);
+        let expected = self.e.b.ins().iconst(I64, i64::from(ty.0));
+        let equal = self.e.b.ins().icmp(IntCC::Equal, actual, expected);
+        self.e.b.ins().trapz(equal, Trap::IndirectCallType.cranelift());
+        (function, ty)
+    }
+
+    fn tail_call_reference(&mut self, function: Value, ty: TypeId) {
+        let body = self.e.b.ins().load(I64, trusted(), function, offset_of!(Function, body) as i32);
+        self.tail_call(body, ty);
+    }
+
+    /// Asks for a call of `body`, of type `ty`, with the operands, and returns.
+    fn tail_call(&mut self, body: Value, ty: TypeId) {
+        let args = self.pop_many(self.func_type(ty).params.len());
+        for (index, arg) in args.into_iter().enumerate() {
+            self.e.set_slot(Context::PARAMS, index, arg);
+        }
+        let adapter = (self.declare)(self.e.b.func, Target::Adapter(ty));
+        let adapter = self.e.b.ins().func_addr(I64, adapter);
+        self.e.set_word(Context::TAIL_ADAPTER, adapter);
+        self.e.set_word(Context::TAIL_CALLEE, body);
+        self.return_nothing();
+        self.reachable = false;
     }
 
     fn call_reference(&mut self, function: Value, ty: TypeId) {
@@ -57,6 +127,7 @@ impl Translator<'_, '_> {
         let signature = self.e.b.import_signature(signature(ty));
         let results = self.e.call(callee, ty, signature, &args);
         self.stack.extend(results);
+        self.look_for_exception();
     }
 
     /// Address of a table's element; outside the table, the trap.

@@ -6,7 +6,8 @@ use crate::trap::Trap;
 use crate::types::FuncType;
 use cranelift_codegen::ir::types::I32;
 use cranelift_codegen::ir::{Block, BlockArg, BlockCall, InstBuilder, JumpTableData, Type, Value};
-use wasmparser::{BlockType, Operator};
+use std::rc::Rc;
+use wasmparser::{BlockType, Catch, Operator};
 
 /// One open construct.
 pub struct Frame {
@@ -28,6 +29,8 @@ pub struct Frame {
 enum Kind {
     Block,
     Loop,
+    /// With what it catches.
+    Try(Rc<[Catch]>),
     /// Its other branch is still to come.
     If {
         otherwise: Block,
@@ -37,7 +40,7 @@ enum Kind {
     Dead,
 }
 
-fn block_args(values: &[Value]) -> Vec<BlockArg> {
+pub(super) fn block_args(values: &[Value]) -> Vec<BlockArg> {
     values.iter().copied().map(BlockArg::from).collect()
 }
 
@@ -47,7 +50,7 @@ impl Translator<'_, '_> {
         self.open(follow, follow, ty.results.len(), ty.results.len(), Kind::Block);
     }
 
-    fn block(&mut self, params: &[Type]) -> Block {
+    pub(super) fn block(&mut self, params: &[Type]) -> Block {
         let block = self.e.b.create_block();
         for ty in params {
             self.e.b.append_block_param(block, *ty);
@@ -83,6 +86,13 @@ impl Translator<'_, '_> {
                 let follow = self.block(&results);
                 let args = self.pop_many(params.len());
                 self.open(follow, follow, results.len(), results.len(), Kind::Block);
+                self.stack.extend(args);
+            }
+            Operator::TryTable { try_table } => {
+                let (params, results) = self.block_type(try_table.ty)?;
+                let follow = self.block(&results);
+                let args = self.pop_many(params.len());
+                self.open(follow, follow, results.len(), results.len(), Kind::Try(try_table.catches[..].into()));
                 self.stack.extend(args);
             }
             Operator::Loop { blockty } => {
@@ -177,18 +187,25 @@ impl Translator<'_, '_> {
     }
 
     /// Goes through an operator that is never executed, for the nesting's sake.
-    pub(super) fn skipped(&mut self, op: &Operator<'_>) -> Result<(), Error> {
+    pub(super) fn skipped(&mut self, op: &Operator<'_>) {
         match op {
-            Operator::Block { .. } | Operator::Loop { .. } | Operator::If { .. } => {
+            Operator::Block { .. } | Operator::Loop { .. } | Operator::If { .. } | Operator::TryTable { .. } => {
                 let nowhere = self.frames[0].follow;
                 self.open(nowhere, nowhere, 0, 0, Kind::Dead);
             }
-            Operator::TryTable { .. } => return crate::error::unsupported("exceptions"),
             Operator::Else => self.otherwise(),
             Operator::End => self.end(),
             _ => {}
         }
-        Ok(())
+    }
+
+    /// What the open constructs catch, the innermost first, each with the number of constructs around it.
+    pub(super) fn catches(&self) -> Vec<(usize, Rc<[Catch]>)> {
+        let catches = self.frames.iter().enumerate().rev().filter_map(|(around, frame)| match &frame.kind {
+            Kind::Try(catches) => Some((around, catches.clone())),
+            _ => None,
+        });
+        catches.collect()
     }
 
     fn otherwise(&mut self) {

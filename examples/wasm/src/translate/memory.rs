@@ -48,7 +48,7 @@ impl Translator<'_, '_> {
             Op::I64Load32S { memarg } => narrow!(memarg, sload32),
             Op::I64Load32U { memarg } => narrow!(memarg, uload32),
             Op::I32Store { memarg } | Op::I64Store { memarg } | Op::F32Store { memarg } | Op::F64Store { memarg } => {
-                narrow!(store memarg, store)
+                self.store(memarg)?;
             }
             Op::I32Store8 { memarg } | Op::I64Store8 { memarg } => narrow!(store memarg, istore8),
             Op::I32Store16 { memarg } | Op::I64Store16 { memarg } => narrow!(store memarg, istore16),
@@ -98,10 +98,17 @@ impl Translator<'_, '_> {
         }
     }
 
-    fn load(&mut self, memarg: &MemArg, ty: Type) -> Result<(), Error> {
+    pub(super) fn load(&mut self, memarg: &MemArg, ty: Type) -> Result<(), Error> {
         let (base, offset) = self.place(memarg)?;
         let value = self.e.b.ins().load(ty, checked(), base, offset);
         self.push(value);
+        Ok(())
+    }
+
+    pub(super) fn store(&mut self, memarg: &MemArg) -> Result<(), Error> {
+        let value = self.pop();
+        let (base, offset) = self.place(memarg)?;
+        self.e.b.ins().store(checked(), value, base, offset);
         Ok(())
     }
 

@@ -5,9 +5,13 @@
 
 mod call;
 mod control;
+mod exception;
 mod memory;
 mod numeric;
 mod reference;
+mod vector;
+
+pub use call::tail_calls;
 
 use crate::emit::{Callee, Emitter};
 use crate::error::{Error, unsupported};
@@ -15,8 +19,8 @@ use crate::module::Module;
 use crate::types::{FuncType, TypeId, Types, ValType};
 use control::Frame;
 use cranelift_codegen::ir::immediates::{Ieee32, Ieee64};
-use cranelift_codegen::ir::types::{F32, F64, I32, I64};
-use cranelift_codegen::ir::{InstBuilder, Type, Value};
+use cranelift_codegen::ir::types::{I32, I64};
+use cranelift_codegen::ir::{Block, InstBuilder, Type, Value};
 use cranelift_frontend::Variable;
 use wasmparser::{FunctionBody, Operator};
 
@@ -26,13 +30,16 @@ pub struct Addresses {
     /// Function references.
     pub functions: Vec<usize>,
     /// Code of functions that are not of this module.
-    pub imported_code: Vec<Option<usize>>,
+    /// Its code, and that for whoever makes its tail calls.
+    pub imported_code: Vec<Option<(usize, usize)>>,
     /// Where tables keep base and length.
     pub tables: Vec<usize>,
     /// Bases of memories and where they keep their size.
     pub memories: Vec<(usize, usize)>,
     /// Values of globals.
     pub globals: Vec<usize>,
+    /// Numbers of tags.
+    pub tags: Vec<u64>,
     /// Host operations by what they do.
     pub operations: Operations,
 }
@@ -60,6 +67,10 @@ pub struct Operations {
     pub table_init: Vec<Vec<usize>>,
     /// `elem.drop`, by segment.
     pub elem_drop: Vec<usize>,
+    /// Makes a reference to the exception in flight.
+    pub catch: usize,
+    /// `throw_ref`.
+    pub throw_ref: usize,
 }
 
 /// What the translation of a body can look up.
@@ -70,17 +81,35 @@ pub struct Scope<'a> {
     pub types: &'a Types,
     /// The instance's constants.
     pub addresses: &'a Addresses,
+    /// Calls may come back with an exception.
+    pub throws: bool,
 }
+
+/// A function of this module that code refers to.
+#[derive(Clone, Copy)]
+pub enum Target {
+    /// What callers call.
+    Function(u32),
+    /// What a maker of tail calls calls.
+    Body(u32),
+    /// The maker of tail calls to functions of this type.
+    Adapter(TypeId),
+}
+
+/// Makes a function of this module callable from another.
+type Declare<'a> = dyn FnMut(&mut cranelift_codegen::ir::Function, Target) -> cranelift_codegen::ir::FuncRef + 'a;
 
 /// The translation of one body.
 pub struct Translator<'a, 'f> {
     scope: &'a Scope<'a>,
-    declare: &'a mut dyn FnMut(&mut cranelift_codegen::ir::Function, u32) -> cranelift_codegen::ir::FuncRef,
+    declare: &'a mut Declare<'a>,
     e: Emitter<'f>,
     locals: Vec<Variable>,
     stack: Vec<Value>,
     frames: Vec<Frame>,
     reachable: bool,
+    /// Returns without a result that means anything.
+    nothing: Option<Block>,
 }
 
 impl<'a, 'f> Translator<'a, 'f> {
@@ -91,7 +120,7 @@ impl<'a, 'f> Translator<'a, 'f> {
     /// [`Error::Unsupported`] names the operator that this engine lacks.
     pub fn function(
         scope: &'a Scope<'a>,
-        declare: &'a mut dyn FnMut(&mut cranelift_codegen::ir::Function, u32) -> cranelift_codegen::ir::FuncRef,
+        declare: &'a mut Declare<'a>,
         mut e: Emitter<'f>,
         direct: Vec<Value>,
         ty: &FuncType,
@@ -110,27 +139,51 @@ impl<'a, 'f> Translator<'a, 'f> {
             let ty = scope.module.val_type(ty)?.repr();
             for _ in 0..count {
                 let variable = e.b.declare_var(ty);
-                let zero = zero(&mut e, ty);
+                let zero = e.zero(ty);
                 e.b.def_var(variable, zero);
                 locals.push(variable);
             }
         }
-        let mut translator =
-            Translator { scope, declare, e, locals, stack: Vec::new(), frames: Vec::new(), reachable: true };
+        let mut translator = Translator {
+            scope,
+            declare,
+            e,
+            locals,
+            stack: Vec::new(),
+            frames: Vec::new(),
+            reachable: true,
+            nothing: None,
+        };
         translator.enter_function(ty);
         for op in body.get_operators_reader()? {
             let op = op?;
             if translator.reachable {
                 translator.operator(&op)?;
             } else {
-                translator.skipped(&op)?;
+                translator.skipped(&op);
             }
+        }
+        if let Some(nothing) = translator.nothing {
+            translator.e.b.switch_to_block(nothing);
+            translator.e.ret_nothing(ty);
         }
         Ok(translator.e)
     }
 
+    /// Returns to the caller, which will look at the context; the block ends.
+    fn return_nothing(&mut self) {
+        let nothing = *self.nothing.get_or_insert_with(|| self.e.b.create_block());
+        self.e.b.ins().jump(nothing, &[]);
+    }
+
     fn operator(&mut self, op: &Operator<'_>) -> Result<(), Error> {
-        if self.control(op)? || self.call_operator(op)? || self.memory_operator(op)? || self.reference(op)? {
+        if self.control(op)?
+            || self.exception(op)?
+            || self.call_operator(op)?
+            || self.memory_operator(op)?
+            || self.reference(op)?
+            || self.vector(op)?
+        {
             return Ok(());
         }
         match *op {
@@ -201,14 +254,6 @@ impl<'a, 'f> Translator<'a, 'f> {
 
     fn func_type(&self, id: TypeId) -> &'a FuncType {
         self.scope.types.get(id)
-    }
-}
-
-fn zero(e: &mut Emitter<'_>, ty: Type) -> Value {
-    match ty {
-        F32 => e.b.ins().f32const(Ieee32::with_bits(0)),
-        F64 => e.b.ins().f64const(Ieee64::with_bits(0)),
-        int => e.b.ins().iconst(int, 0),
     }
 }
 
