@@ -2,25 +2,41 @@
 
 #include "x86_64_managed.h"
 
-/* struct Rebinding, src/abi.rs */
+/* struct Rebinding, src/abi.rs; nothing is signed here, so every form is 0 */
 #define PLAN_SLOT       0
 #define PLAN_PC         8
-#define PLAN_SIZE       24
+#define PLAN_SIZE       16
 
         .text
+
+/*
+ * Entry 0 or 1 of the two that a turn of the loop looks at. r8 the plan's end, rcx what is left of it in 8-byte words, negative;
+ * rdx the span's lowest address, rsi its place in the destination, rdi how far above rdx a slot may be. The operand is
+ * what must lie there. Clobbers r10, r11.
+ */
+        .macro COMPARE entry, operand:vararg
+        mov     PLAN_SLOT + \entry * PLAN_SIZE(%r8, %rcx, 8), %r10
+        sub     %rdx, %r10
+        cmp     %rdi, %r10
+        ja      .Lrebind_bounds_\entry
+        mov     (%rsi, %r10), %r11
+        cmp     \operand, %r11
+        jne     .Lrebind_word_\entry
+        .endm
 
 /*
  * u64 cfi_stack_rebind(const Record *source, const Record *destination, usize low, const Rebinding *plan,
  *                      usize count, const u64 *shadow)
  *
- * Takes the planned return addresses over. Nothing is signed on this ISA, and the records are not sealed: each word must be
- * the one that was planned with and, where shadow is not null, the shadow stack's own, and must lie in the
- * destination already; else it stops. It writes nothing, so a rewritten record leads no store astray.
+ * Takes the planned return addresses over. Nothing is signed on this ISA, and the records are not sealed: each word in the
+ * destination must be the shadow stack's own where shadow is not null, else the one that was planned with; else it stops. It
+ * writes nothing, so a rewritten record or entry leads no store astray.
  *   in       rdi source, rsi destination, rdx lowest address of the span, rcx plan, r8 count, r9 shadow, or 0 where
  *            shadow stacks are off: the CPU is asked whether they are
  *   out      rax 0; or entries left * 2, plus 1 when the entry's place lies outside the span
  *   clobbers rcx r8 r9 r10 r11 rdx rsi rdi, flags
  *   stack    a leaf: nothing on either
+ *   costs    8 instructions an entry
  */
 FUNC cfi_stack_rebind
         .cfi_startproc
@@ -30,42 +46,68 @@ FUNC cfi_stack_rebind
         xor     %r11d, %r11d
         rdsspq  %r11
         test    %r11, %r11
-        jnz     3f
+        jnz     5f
 6:      cmp     REC_BASE(%rdi), %rdx
-        jb      3f
+        jb      5f
         mov     REC_TOP(%rdi), %rdi
         mov     REC_TOP(%rsi), %rax
         mov     REC_BASE(%rsi), %rsi
         sub     %rdi, %rax              /* delta */
-        sub     $8, %rdi                /* highest slot */
         sub     %rax, %rsi              /* lowest slot that the destination can take */
         cmp     %rsi, %rdx
-        jb      3f
-        test    %r8, %r8
-        jz      2f
-1:      mov     PLAN_SLOT(%rcx), %r10
-        cmp     %rdx, %r10
-        jb      3f
-        cmp     %rdi, %r10
-        ja      3f
-        mov     (%r10), %r11
-        cmp     PLAN_PC(%rcx), %r11
-        jne     4f
+        jb      5f
+        lea     (%rdx, %rax), %rsi      /* the span's place there */
+        sub     $8, %rdi                /* highest slot */
+        sub     %rdx, %rdi
+        jb      5f
+        mov     %r8, %r10
+        shl     $4, %r8
+        add     %rcx, %r8               /* the plan's end */
+        lea     (%r10, %r10), %rcx
+        neg     %rcx
+        jz      4f
         test    %r9, %r9
-        jz      5f
-        cmp     (%r9), %r11
-        jne     4f
-        add     $8, %r9
-5:      cmp     (%r10, %rax), %r11
-        jne     4f
-        add     $PLAN_SIZE, %rcx
-        dec     %r8
+        jz      2f
+        lea     (%r9, %r10, 8), %r9     /* the shadow entries' end: one word for two of the plan */
+        test    $2, %cl
+        jz      1f
+        sub     $2, %rcx
+        jmp     .Lrebind_odd_shadow
+1:      COMPARE 0, (%r9, %rcx, 4)
+.Lrebind_odd_shadow:
+        COMPARE 1, 8(%r9, %rcx, 4)
+        add     $4, %rcx
         jnz     1b
-2:      xor     %eax, %eax
+        jmp     4f
+2:      test    $2, %cl
+        jz      3f
+        sub     $2, %rcx
+        jmp     .Lrebind_odd_plan
+3:      COMPARE 0, PLAN_PC(%r8, %rcx, 8)
+.Lrebind_odd_plan:
+        COMPARE 1, PLAN_PC + PLAN_SIZE(%r8, %rcx, 8)
+        add     $4, %rcx
+        jnz     3b
+4:      xor     %eax, %eax
         ret
-3:      lea     1(%r8, %r8), %rax
+5:      lea     1(%r8, %r8), %rax
         ret
-4:      lea     (%r8, %r8), %rax
+.Lrebind_bounds_0:
+        mov     %rcx, %rax
+        neg     %rax
+        inc     %rax
+        ret
+.Lrebind_bounds_1:
+        mov     %rcx, %rax
+        not     %rax
+        ret
+.Lrebind_word_0:
+        mov     %rcx, %rax
+        neg     %rax
+        ret
+.Lrebind_word_1:
+        mov     $-2, %rax
+        sub     %rcx, %rax
         ret
         .cfi_endproc
 END cfi_stack_rebind

@@ -1,6 +1,6 @@
 //! What `asm/` and Rust both know: the blocks of memory that the stubs read and write, field for field.
 
-use crate::pac::{RawPc, Signing};
+use crate::pac::{Binding, RawPc, Signing};
 #[cfg(cfi_stack_native)]
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
 
@@ -96,27 +96,85 @@ impl Extent {
     }
 }
 
-/// One return address to re-bind. Its layout is known to `asm/`.
+/// One word to re-bind: a return address or a signed frame pointer. Its layout is known to `asm/`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rebinding {
-    /// Address of the word in the source segment. The frame record begins 8 bytes below it, the CFA lies 8 above.
-    pub slot: usize,
-    /// What it authenticated to: the address whose layout was planned with.
+    /// Address of the word in the source segment, and in its three lowest bits, which an address has clear, its [`form`].
+    place: usize,
+    /// What it authenticated to: the address whose layout was planned with, or a frame pointer.
     pub pc: RawPc,
-    /// [`Signing`] of the function that owns the record, as its byte value.
-    pub signing: u64,
+}
+
+/// How a word is signed. For return addresses the modifier is the CFA, 8 bytes above the word, unless it is described; for frame
+/// pointers the word's own address.
+pub(crate) mod form {
+    /// Not at all.
+    pub const UNSIGNED: usize = 0;
+    /// With key A.
+    #[cfg(any(test, feature = "model"))]
+    pub const A: usize = 1;
+    /// With key B.
+    #[cfg(any(test, feature = "model"))]
+    pub const B: usize = 2;
+    /// A return address that the next [`Detail`](super::Detail) tells more of.
+    pub const DESCRIBED: usize = 3;
+    /// The bits that say so.
+    pub const BITS: usize = 7;
 }
 
 impl Rebinding {
-    /// The frame record's address: what the frame pointer holds.
-    pub(crate) fn record(&self) -> usize {
-        self.slot.wrapping_sub(8)
+    /// An entry for the word at `slot`, which is 8-byte aligned.
+    pub(crate) fn new(slot: usize, form: usize, pc: RawPc) -> Self {
+        Rebinding { place: slot | form, pc }
     }
 
-    /// The signing that the entry names; an entry that names none was rewritten.
-    pub(crate) fn signing(&self) -> Option<Signing> {
-        u8::try_from(self.signing).ok().and_then(Signing::from_byte)
+    /// Address of the word.
+    pub fn slot(&self) -> usize {
+        self.place & !form::BITS
+    }
+
+    /// How it is signed: 1 with key A, 2 with key B, 3 as described elsewhere in the plan, 0 not at all.
+    pub fn form(&self) -> usize {
+        self.place & form::BITS
+    }
+
+    /// Both in one word, to be tampered with by the attack battery.
+    #[cfg(any(feature = "steps", feature = "model", test))]
+    pub fn place_mut(&mut self) -> &mut usize {
+        &mut self.place
+    }
+}
+
+/// What a described entry needs besides: how the modifier of a return address comes about.
+///
+/// Bits 0–7: 1 with key A, 2 with key B. Bits 8–15: 0 the CFA, 1 zero, 2 the CFA with its upper 16 bits replaced by bits 16–31.
+/// Bits 32–63: bytes between the word's end and the CFA.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Detail(pub(crate) u64);
+
+impl Detail {
+    pub(crate) fn new(signing: Signing, binding: Binding, beyond: usize) -> Detail {
+        let (rule, number) = match binding {
+            Binding::Cfa => (0, 0),
+            Binding::Zero => (1, 0),
+            Binding::Blended(number) => (2, u64::from(number)),
+        };
+        Detail(signing as u64 | rule << 8 | number << 16 | (beyond as u64) << 32)
+    }
+
+    /// What it says; one that says nothing possible was rewritten.
+    #[cfg(any(test, feature = "model"))]
+    pub(crate) fn parts(self) -> Option<(Signing, Binding, usize)> {
+        let signing = Signing::from_byte(self.0 as u8).filter(|&signing| signing != Signing::None)?;
+        let binding = match self.0 >> 8 & 0xff {
+            0 => Binding::Cfa,
+            1 => Binding::Zero,
+            2 => Binding::Blended((self.0 >> 16) as u16),
+            _ => return None,
+        };
+        Some((signing, binding, (self.0 >> 32) as usize))
     }
 }
 
@@ -290,10 +348,9 @@ const _: () = {
     assert!(std::mem::offset_of!(LinkCall, total) == 16);
     assert!(std::mem::offset_of!(LinkCall, arguments) == 20);
     assert!(size_of::<LinkCall>() == 24);
-    assert!(std::mem::offset_of!(Rebinding, slot) == 0);
+    assert!(std::mem::offset_of!(Rebinding, place) == 0);
     assert!(std::mem::offset_of!(Rebinding, pc) == 8);
-    assert!(std::mem::offset_of!(Rebinding, signing) == 16);
-    assert!(size_of::<Rebinding>() == 24);
+    assert!(size_of::<Rebinding>() == 16 && size_of::<Detail>() == 8);
     assert!(std::mem::offset_of!(Context, seal) == 8);
     assert!(std::mem::offset_of!(Context, token) == 16);
     assert!(std::mem::offset_of!(Context, generation) == 24);

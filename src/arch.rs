@@ -2,8 +2,8 @@
 //!
 //! The contracts (registers, both stacks, what is signed with which key and modifier) stand at each stub.
 
-use crate::abi::{Control, Rebinding, Record};
-use crate::pac::{Modifier, RawPc, SignedPc, Signing};
+use crate::abi::{Control, Detail, Rebinding, Record};
+use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing};
 
 /// How the library's own stubs sign their return address: key A where ELF unwinders expect it, key B where the
 /// platform's ABI says so.
@@ -32,6 +32,16 @@ unsafe extern "C" {
         plan: *const Rebinding,
         count: usize,
         shadow: *const u64,
+        #[cfg(target_arch = "aarch64")] details: *const Detail,
+        #[cfg(target_arch = "aarch64")] details_count: usize,
+    ) -> u64;
+    #[cfg(target_arch = "aarch64")]
+    fn cfi_stack_rebind_pointers(
+        source: *const Record,
+        destination: *const Record,
+        low: usize,
+        plan: *const Rebinding,
+        count: usize,
     ) -> u64;
     fn cfi_stack_seal(record: *mut Record, base: usize, top: usize, identity: u64, generation: u64);
     fn cfi_stack_reseal(record: *mut Record, generation: u64);
@@ -46,6 +56,10 @@ unsafe extern "C" {
     fn cfi_stack_authenticate_a(word: SignedPc, modifier: Modifier) -> RawPc;
     #[cfg(target_arch = "aarch64")]
     fn cfi_stack_authenticate_b(word: SignedPc, modifier: Modifier) -> RawPc;
+    #[cfg(target_arch = "aarch64")]
+    fn cfi_stack_authenticate_da(word: SignedPointer, slot: usize) -> u64;
+    #[cfg(target_arch = "aarch64")]
+    fn cfi_stack_authenticate_db(word: SignedPointer, slot: usize) -> u64;
     #[cfg(target_arch = "aarch64")]
     fn cfi_stack_pac_field() -> u64;
     #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
@@ -137,23 +151,60 @@ pub(crate) unsafe fn rebind(
     destination: &Record,
     low: usize,
     plan: &[Rebinding],
+    details: &[Detail],
     shadow: Option<&[u64]>,
 ) -> Verdict {
     if shadow.is_some_and(|shadow| shadow.len() < plan.len()) {
         return Verdict { reason: Reason::Word, slot: low };
     }
     let shadow = shadow.map_or(std::ptr::null(), <[u64]>::as_ptr);
-    // SAFETY: the caller's for the segments; plan and shadow are live slices with at least `len` entries.
-    let verdict = unsafe { cfi_stack_rebind(source, destination, low, plan.as_ptr(), plan.len(), shadow) };
-    // 0, or the number of entries that were left times 2, plus 1 for bounds.
-    let left = (verdict >> 1) as usize;
-    let slot = plan.len().checked_sub(left).and_then(|index| plan.get(index)).map_or(low, |entry| entry.slot);
-    let reason = match verdict {
-        0 => Reason::Done,
-        odd if odd & 1 == 1 => Reason::Bounds,
-        _ => Reason::Word,
+    // SAFETY: the caller's for the segments; plan, details and shadow are live slices with at least that many elements.
+    #[cfg(target_arch = "aarch64")]
+    let verdict = unsafe {
+        let (details, described) = (details.as_ptr(), details.len());
+        cfi_stack_rebind(source, destination, low, plan.as_ptr(), plan.len(), shadow, details, described)
     };
-    Verdict { reason, slot }
+    // SAFETY: as above. Nothing is described where nothing is signed.
+    #[cfg(not(target_arch = "aarch64"))]
+    let verdict = unsafe {
+        let _ = details;
+        cfi_stack_rebind(source, destination, low, plan.as_ptr(), plan.len(), shadow)
+    };
+    Verdict::of(verdict, low, plan)
+}
+
+/// Re-binds the planned frame pointers.
+///
+/// # Safety
+/// See [`crate::signer::Signer::rebind_pointers`].
+#[cfg(target_arch = "aarch64")]
+pub(crate) unsafe fn rebind_pointers(source: &Record, destination: &Record, low: usize, plan: &[Rebinding]) -> Verdict {
+    // SAFETY: as in `rebind`.
+    let verdict = unsafe { cfi_stack_rebind_pointers(source, destination, low, plan.as_ptr(), plan.len()) };
+    Verdict::of(verdict, low, plan)
+}
+
+/// There is nothing to re-bind on this ISA: no plan names a signed frame pointer.
+///
+/// # Safety
+/// None.
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) unsafe fn rebind_pointers(_: &Record, _: &Record, low: usize, plan: &[Rebinding]) -> Verdict {
+    Verdict { reason: if plan.is_empty() { Reason::Done } else { Reason::Bounds }, slot: low }
+}
+
+impl Verdict {
+    /// `verdict` is 0, or the number of entries that were left times 2, plus 1 for bounds.
+    fn of(verdict: u64, low: usize, plan: &[Rebinding]) -> Verdict {
+        let left = (verdict >> 1) as usize;
+        let slot = plan.len().checked_sub(left).and_then(|index| plan.get(index)).map_or(low, Rebinding::slot);
+        let reason = match verdict {
+            0 => Reason::Done,
+            odd if odd & 1 == 1 => Reason::Bounds,
+            _ => Reason::Word,
+        };
+        Verdict { reason, slot }
+    }
 }
 
 /// Fills `record` and, where there is generic authentication, seals it from registers.
@@ -213,6 +264,25 @@ pub(crate) fn authenticate(word: SignedPc, signing: Signing, modifier: Modifier)
 #[cfg(not(target_arch = "aarch64"))]
 pub(crate) fn authenticate(word: SignedPc, _: Signing, _: Modifier) -> RawPc {
     RawPc::new(word.word() as usize)
+}
+
+/// Authenticates a saved frame pointer and returns it raw; a failure ends the process in the stub.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn authenticate_pointer(word: SignedPointer, signing: PointerSigning, slot: usize) -> u64 {
+    // SAFETY: as in `authenticate`.
+    unsafe {
+        match signing {
+            PointerSigning::B => cfi_stack_authenticate_db(word, slot),
+            // The caller signs, so it is A; anything else must not come back unauthenticated.
+            PointerSigning::A | PointerSigning::None => cfi_stack_authenticate_da(word, slot),
+        }
+    }
+}
+
+/// There is nothing to authenticate on this ISA.
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) fn authenticate_pointer(word: SignedPointer, _: PointerSigning, _: usize) -> u64 {
+    word.word()
 }
 
 /// What the CPU says of itself; only to be asked where the kernel lets user code read the ID registers.

@@ -6,36 +6,35 @@
 //!
 //! A managed frame, as every rule here describes it:
 //! ```text
-//!   CFA ->  +------------------------+  stack pointer at entry, = modifier of the signature
-//!           | return address, signed |
-//!   fp  ->  | caller's frame pointer |  the frame record
-//!           | locals, spills, saves  |  frame_bytes
-//!   sp  ->  | outgoing arguments     |
-//!           +------------------------+  = CFA of the callee (on x86-64 the call pushes below it)
+//!             +--------------------------+
+//!             | stack arguments, results |  incoming: the callee's own, else they belong to the caller's frame
+//!   CFA ->    +--------------------------+  stack pointer at entry, = modifier of the signature
+//!             | return address, signed   |  x86-64: always here
+//!             | saves, locals            |  cfa_bytes, 16 where nothing but the record stands here
+//!             | arm64: return address    |
+//!   fp  ->    | caller's frame pointer   |  the frame record
+//!             | locals, spills, saves    |  frame_bytes
+//!             | outgoing arguments       |
+//!   sp  ->    +--------------------------+  = CFA of the callee, plus its `incoming` (on x86-64 the call pushes below it)
 //! ```
+//! The youngest frame of a span is a stub's. Where a frame's caller lies follows from the caller's layout: its frame
+//! pointer is the callee's CFA plus the callee's `incoming` plus the caller's `frame_bytes` at that call.
+//!
+//! A tail call changes whose frame stands there, with `incoming` bytes of its own: CFA plus `incoming` stays where it was.
+//!
+//! Callee-saved registers that hold pointers into the stack are named per call ([`Safepoint::registers`]); where a function saves such
+//! registers is said once ([`Registration::saves`]), so that the walk knows where each caller's value is: in the youngest frame that has
+//! saved it, and where none has, in what the stub keeps.
 
+mod layout;
 pub mod table;
 
 use crate::error::Error;
-use crate::pac::{RawPc, Signing};
+use crate::pac::RawPc;
 use std::collections::BTreeMap;
 
+pub use layout::{FrameLayout, LARGEST_FRAME, Register, Safepoint};
 pub use table::Table;
-
-/// Layout of the frames of one function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FrameLayout {
-    /// Bytes between the frame record and the stack pointer at every call: fp − sp.
-    /// A multiple of 16, below 2 GiB.
-    pub frame_bytes: u32,
-    /// How the function signs its return address.
-    pub signing: Signing,
-    /// Whether its frames may move. A frame that may not refuses every move of its span.
-    pub movable: bool,
-}
-
-/// Largest `frame_bytes` accepted: an offset in a frame fits in 31 bits.
-pub const LARGEST_FRAME: u32 = i32::MAX as u32 & !15;
 
 /// Functions to be published together.
 #[derive(Debug, Default)]
@@ -48,8 +47,20 @@ struct Function {
     start: usize,
     end: usize,
     layout: FrameLayout,
-    /// Return address → offsets from fp of the slots that hold pointers into the stack.
-    sites: BTreeMap<usize, Vec<i32>>,
+    /// Which callee-saved registers it saves, and where: offsets from fp.
+    saves: Vec<(Register, i32)>,
+    /// By return address.
+    sites: BTreeMap<usize, Site>,
+}
+
+/// A call.
+#[derive(Clone, Debug)]
+struct Site {
+    frame_bytes: u32,
+    /// Offsets from fp of the slots that hold pointers into the stack.
+    slots: Vec<i32>,
+    /// One bit for each register that holds such a pointer.
+    registers: u32,
 }
 
 impl Registration {
@@ -74,25 +85,62 @@ impl Registration {
         if cfg!(target_arch = "aarch64") && !(begin.is_multiple_of(4) && len.is_multiple_of(4)) {
             return refuse("code on arm64 is 4-byte aligned");
         }
-        if !layout.frame_bytes.is_multiple_of(16) {
-            return refuse("`frame_bytes` is not a multiple of 16");
-        }
-        if layout.frame_bytes > LARGEST_FRAME {
-            return refuse("`frame_bytes` is above 2 GiB");
+        if let Some(rule) = layout.broken_rule() {
+            return refuse(rule);
         }
         if self.functions.range(..end).next_back().is_some_and(|(_, before)| before.end > begin) {
             return refuse("the code range overlaps one that is registered already");
         }
-        self.functions.insert(begin, Function { start: begin, end, layout, sites: BTreeMap::new() });
+        self.functions.insert(begin, Function { start: begin, end, layout, saves: vec![], sites: BTreeMap::new() });
         Ok(())
     }
 
-    /// Says that at return address `pc` the slots at `offsets` (bytes from fp, negative, 8-byte aligned) hold pointers into the stack.
+    /// Says which callee-saved registers the added function at `start` saves, and where: offsets from fp in bytes, 8-byte aligned.
+    /// For functions that save registers which a caller names in [`Safepoint::registers`]; others may leave it out.
     ///
     /// # Errors
-    /// [`Error::Layout`] when no added function holds `pc`, or a slot lies outside its frame or is misaligned, or the
-    /// return address was described before.
+    /// [`Error::Layout`] when no added function starts there, or this was said before; when a slot lies outside the frame,
+    /// is misaligned, or is a slot for something else.
+    pub fn saves(&mut self, start: RawPc, saves: &[(Register, i32)]) -> Result<(), Error> {
+        let refuse = |rule| Err(Error::Layout { start, rule });
+        let Some(function) = self.functions.get_mut(&start.address()) else {
+            return refuse("no registered function starts here");
+        };
+        if !function.saves.is_empty() {
+            return refuse("what the function saves was said already");
+        }
+        let layout = function.layout;
+        if let Some(rule) = saves.iter().find_map(|&(_, offset)| layout.broken_slot(offset, layout.frame_bytes)) {
+            return refuse(rule);
+        }
+        let twice = |(index, &(register, offset)): (usize, &(Register, i32))| {
+            saves[..index].iter().any(|&(other, at)| other == register || at == offset)
+        };
+        if saves.iter().enumerate().any(twice) {
+            return refuse("a register or a slot is named twice");
+        }
+        if function.sites.values().any(|site| saves.iter().any(|(_, offset)| site.slots.contains(offset))) {
+            return refuse("a slot holds a pointer and a saved register");
+        }
+        function.saves = saves.to_vec();
+        Ok(())
+    }
+
+    /// Says that at return address `pc` the slots at `offsets` (bytes from fp, 8-byte aligned) hold pointers into the stack.
+    ///
+    /// # Errors
+    /// As [`Registration::call`].
     pub fn safepoint(&mut self, pc: RawPc, offsets: &[i32]) -> Result<(), Error> {
+        self.call(pc, Safepoint { slots: offsets, ..Safepoint::default() })
+    }
+
+    /// Says what holds at the call that returns to `pc`. A call that nothing is said of has the function's layout and no
+    /// pointers into the stack.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] when no added function holds `pc`; when its frame cannot have that size; when a slot lies outside the frame,
+    /// is misaligned, named twice or a saved register's; or when the return address was described before.
+    pub fn call(&mut self, pc: RawPc, safepoint: Safepoint<'_>) -> Result<(), Error> {
         let refuse = |rule| Err(Error::Layout { start: pc, rule });
         let address = pc.address();
         // A call can be a function's last instruction: its return address is then the function's end.
@@ -101,23 +149,27 @@ impl Registration {
         else {
             return refuse("the safepoint lies in no registered function");
         };
-        let lowest = -i64::from(function.layout.frame_bytes);
-        if offsets.iter().any(|&offset| i64::from(offset) < lowest || offset > -8) {
-            return refuse("a slot lies outside its frame");
+        let layout = function.layout;
+        let frame_bytes = safepoint.frame_bytes.unwrap_or(layout.frame_bytes);
+        let slots = safepoint.slots;
+        let broken = slots.iter().find_map(|&offset| layout.broken_slot(offset, frame_bytes));
+        if let Some(rule) = layout.broken_size(frame_bytes).or(broken) {
+            return refuse(rule);
         }
-        if offsets.iter().any(|offset| offset % 8 != 0) {
-            return refuse("a slot is not 8-byte aligned");
-        }
-        let mut sorted = offsets.to_vec();
+        let mut sorted = slots.to_vec();
         sorted.sort_unstable();
         sorted.dedup();
-        if sorted.len() != offsets.len() {
+        if sorted.len() != slots.len() {
             return refuse("a slot is named twice");
+        }
+        if function.saves.iter().any(|(_, offset)| slots.contains(offset)) {
+            return refuse("a slot holds a pointer and a saved register");
         }
         if function.sites.contains_key(&address) {
             return refuse("the safepoint is described twice");
         }
-        function.sites.insert(address, sorted);
+        let registers = safepoint.registers.iter().fold(0, |set, register| set | 1 << register.index());
+        function.sites.insert(address, Site { frame_bytes, slots: sorted, registers });
         Ok(())
     }
 
@@ -153,79 +205,22 @@ impl Drop for Registered {
     }
 }
 
-/// What the map says about the function that a return address lies in.
+/// What the map says about a call, by its return address.
 #[derive(Clone, Copy, Debug)]
 pub struct Found<'a> {
-    /// Its frames.
-    pub layout: FrameLayout,
-    /// Offsets from its fp of the slots that hold pointers into the stack at this return address.
+    /// The frames of the function that it stands in.
+    pub layout: &'a FrameLayout,
+    /// Whether that layout is one that [`FrameLayout::new`] makes.
+    pub(crate) plain: bool,
+    /// fp − sp at this call.
+    pub frame_bytes: u32,
+    /// One bit for each register that holds a pointer into the stack at this call.
+    pub registers: u32,
+    /// Offsets from its fp of the slots that hold pointers into the stack at this call.
     pub slots: &'a [i32],
+    /// What the function saves: pairs of a register's number and an offset from fp.
+    pub(crate) saves: &'a [i32],
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LAYOUT: FrameLayout = FrameLayout { frame_bytes: 64, signing: Signing::A, movable: true };
-
-    fn refused(result: Result<(), Error>) -> &'static str {
-        match result {
-            Err(Error::Layout { rule, .. }) => rule,
-            other => panic!("expected a layout error, got {other:?}"),
-        }
-    }
-
-    #[test]
-    fn impossible_functions_are_refused() {
-        let mut map = Registration::new();
-        let at = RawPc::new;
-        assert!(refused(map.function(at(0x1000), 0, LAYOUT)).contains("empty"));
-        assert!(refused(map.function(at(0), 16, LAYOUT)).contains("starts at 0"));
-        assert!(refused(map.function(at(usize::MAX - 7), 16, LAYOUT)).contains("wraps"));
-        assert!(refused(map.function(at(0x1000), 16, FrameLayout { frame_bytes: 8, ..LAYOUT })).contains("multiple"));
-        assert!(
-            refused(map.function(at(0x1000), 16, FrameLayout { frame_bytes: LARGEST_FRAME + 16, ..LAYOUT }))
-                .contains("2 GiB")
-        );
-        assert_eq!(map.function(at(0x1000), 0x100, LAYOUT), Ok(()));
-        for (start, len) in [(0x1000, 0x100), (0x10fc, 8), (0xff0, 0x14), (0xff0, 0x1000), (0x1010, 4)] {
-            assert!(refused(map.function(at(start), len, LAYOUT)).contains("overlaps"), "{start:#x}+{len:#x}");
-        }
-        assert_eq!(map.function(at(0x1100), 4, LAYOUT), Ok(()));
-        assert_eq!(map.function(at(0xffc), 4, LAYOUT), Ok(()));
-    }
-
-    #[test]
-    fn impossible_safepoints_are_refused() {
-        let mut map = Registration::new();
-        map.function(RawPc::new(0x1000), 0x100, LAYOUT).unwrap();
-        let at = RawPc::new(0x1010);
-        assert!(refused(map.safepoint(RawPc::new(0x1000), &[])).contains("no registered"));
-        assert!(refused(map.safepoint(RawPc::new(0x1101), &[])).contains("no registered"));
-        for outside in [-72, 0, 8, i32::MIN, i32::MAX] {
-            assert!(refused(map.safepoint(at, &[outside])).contains("outside"), "{outside}");
-        }
-        assert!(refused(map.safepoint(at, &[-12])).contains("aligned"));
-        assert!(refused(map.safepoint(at, &[-16, -16])).contains("twice"));
-        assert_eq!(map.safepoint(at, &[-64, -8]), Ok(()));
-        assert!(refused(map.safepoint(at, &[-8])).contains("twice"));
-    }
-
-    #[test]
-    fn look_up_finds_the_function_that_called() {
-        let mut map = Registration::new();
-        map.function(RawPc::new(0x1000), 0x100, LAYOUT).unwrap();
-        map.function(RawPc::new(0x1100), 0x100, FrameLayout { frame_bytes: 32, ..LAYOUT }).unwrap();
-        map.safepoint(RawPc::new(0x1100), &[-16, -8]).unwrap();
-        let table = map.table().unwrap();
-        let frame_bytes = |pc| table.find(RawPc::new(pc)).map(|found| found.layout.frame_bytes);
-        assert_eq!(frame_bytes(0x1000), None, "a return address is never a function's first byte");
-        assert_eq!(frame_bytes(0x1004), Some(64));
-        assert_eq!(frame_bytes(0x1100), Some(64), "a call as the last instruction");
-        assert_eq!(frame_bytes(0x1101), Some(32));
-        assert_eq!(frame_bytes(0x1200), Some(32));
-        assert_eq!(frame_bytes(0x1201), None);
-        assert_eq!(table.find(RawPc::new(0x1100)).unwrap().slots, [-16, -8]);
-        assert!(table.find(RawPc::new(0x1101)).unwrap().slots.is_empty());
-    }
-}
+mod tests;

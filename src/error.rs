@@ -79,8 +79,20 @@ pub enum Error {
     },
     /// A return address in the span lies in code that nobody registered.
     UnknownCode(RawPc),
-    /// A frame in the span was registered as not movable.
-    Immovable(RawPc),
+    /// A frame in the span cannot move.
+    Immovable {
+        /// Where it is returned to.
+        pc: RawPc,
+        /// Why: what the engine registered, or what the walk found.
+        reason: &'static str,
+    },
+    /// A word of a conservative frame points into the stack, and nothing declares it.
+    HiddenPointer {
+        /// Where the frame is returned to.
+        pc: RawPc,
+        /// Address of the word.
+        slot: usize,
+    },
     /// A frame that signs nothing stands among frames of a process that signs: a raw address is never signed.
     Unsigned(RawPc),
     /// A code range or a layout cannot be; the text names the rule that it breaks.
@@ -149,7 +161,11 @@ impl fmt::Display for Error {
             Error::UnknownCode(pc) => {
                 write!(f, "return address {pc} lies in no registered code: register every managed function")
             }
-            Error::Immovable(pc) => write!(f, "the frame returned to at {pc} is registered as not movable"),
+            Error::Immovable { pc, reason } => write!(f, "the frame returned to at {pc} cannot move: {reason}"),
+            Error::HiddenPointer { pc, slot } => write!(
+                f,
+                "the frame returned to at {pc} cannot move: the word at {slot:#x} points into the stack and is not declared"
+            ),
             Error::Unsigned(pc) => write!(
                 f,
                 "the function that holds {pc} signs no return address on a CPU that authenticates: compile it with pac-ret"

@@ -53,6 +53,23 @@ impl SignedPc {
     }
 }
 
+/// A saved frame pointer as it stands in memory: signed, or on a CPU without signing plain; in either case not trusted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct SignedPointer(u64);
+
+impl SignedPointer {
+    /// The word as found in a frame record.
+    pub const fn from_word(word: u64) -> Self {
+        SignedPointer(word)
+    }
+
+    /// The word as it stands in memory.
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+}
+
 /// What a signature is bound to besides the address: for return addresses the stack pointer at entry, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
@@ -70,7 +87,7 @@ impl Modifier {
     }
 }
 
-/// How a function signs its return address. The modifier is the stack pointer at entry, which is the CFA.
+/// With which key a function signs its return address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(u8)]
 pub enum Signing {
@@ -83,7 +100,8 @@ pub enum Signing {
 }
 
 impl Signing {
-    /// The value that the code map stores; `None` when no such signing exists.
+    #[cfg(any(test, feature = "model"))]
+    /// The signing with this number; `None` when there is none.
     pub(crate) fn from_byte(byte: u8) -> Option<Self> {
         match byte {
             0 => Some(Signing::None),
@@ -92,6 +110,42 @@ impl Signing {
             _ => None,
         }
     }
+}
+
+/// What the signature of a return address is bound to besides the address: its modifier.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Binding {
+    /// The CFA, which is the stack pointer at entry: `paciasp`, `pacibsp`.
+    Cfa,
+    /// Zero: `paciaz`, `pacibz`. Such a frame is bound to no place: its return address authenticates in every frame of the
+    /// process that signs so.
+    Zero,
+    /// The CFA with its upper 16 bits replaced by this number (`movk xN, #number, lsl #48`).
+    Blended(u16),
+}
+
+impl Binding {
+    /// The modifier in a frame with this CFA.
+    #[inline]
+    pub fn modifier(self, cfa: usize) -> Modifier {
+        match self {
+            Binding::Cfa => Modifier(cfa as u64),
+            Binding::Zero => Modifier(0),
+            Binding::Blended(number) => Modifier(cfa as u64 & (u64::MAX >> 16) | u64::from(number) << 48),
+        }
+    }
+}
+
+/// With which key a function signs the frame pointer that it saves. The modifier is the address of the slot that holds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub enum PointerSigning {
+    /// Not at all.
+    None = 0,
+    /// Data key A (`pacda`).
+    A = 1,
+    /// Data key B (`pacdb`).
+    B = 2,
 }
 
 /// Evidence of tampering: a word that is not what it must be. A failed authentication is reported so by the software model

@@ -4,21 +4,40 @@
 //! the stub bounds each entry by the sealed records, authenticates the word anew, and derives delta and modifiers
 //! in registers.
 
-use crate::abi::{Rebinding, Record};
+use crate::abi::{Detail, Rebinding, Record, form};
 use crate::error::{Error, Refusal};
-use crate::pac::Tampered;
+use crate::pac::{Binding, PointerSigning, RawPc, Tampered};
 use crate::signer::Signer;
-use crate::walk::{Frame, Walk};
+use crate::walk::{Caller, Frame, Owner, Walk};
 
 /// Everything that a move of one span changes.
 #[derive(Debug, Default)]
 pub struct Plan {
+    /// The return addresses, youngest first.
     rebindings: Vec<Rebinding>,
+    /// What the described among them need besides, in their order.
+    details: Vec<Detail>,
+    /// Saved frame pointers that do not stand next to their return address, or do not lead to a record that does: all others
+    /// follow from `rebindings`. Youngest first.
+    links: Vec<Link>,
+    /// Saved frame pointers that are signed.
+    signed: Vec<Rebinding>,
     /// Addresses in the source of slots that hold pointers into the stack.
     pointers: Vec<usize>,
+    /// Addresses outside the source of words that hold such pointers: what stubs keep of callee-saved registers.
+    registers: Vec<usize>,
     low: usize,
-    /// For each piece how many frames it and the younger ones have, and what its oldest frame saved.
-    pieces: Vec<(usize, u64)>,
+}
+
+/// A saved frame pointer that does not follow from the return addresses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
+    /// Index of its frame's return address.
+    pub index: usize,
+    /// Address in the source of the word; 0 when it is signed and stands in that list.
+    pub slot: usize,
+    /// What it holds there.
+    pub value: u64,
 }
 
 impl Plan {
@@ -32,26 +51,83 @@ impl Plan {
     /// # Errors
     /// [`Refusal::Error`] for frames that cannot move and when memory for the plan runs out,
     /// [`Refusal::Tampered`] for evidence of tampering.
-    pub fn make<S: Signer>(&mut self, walk: Walk<'_, S>) -> Result<(), Refusal> {
-        self.rebindings.clear();
-        self.pointers.clear();
-        self.pieces.clear();
-        let bounds = *walk.bounds();
-        self.low = bounds.pieces.first().map_or(0, |piece| piece.youngest);
-        let mut fps = bounds.pieces.iter().map(|piece| piece.base_fp);
-        for frame in walk {
-            let Frame { record, pc, signing, caller } = frame?;
+    pub fn make<S: Signer>(&mut self, signer: &S, mut walk: Walk<'_, S>) -> Result<(), Refusal> {
+        self.clear();
+        let source = walk.bounds().source.extent();
+        self.low = walk.bounds().pieces.first().map_or(0, |piece| piece.youngest);
+        let authenticates = signer.authenticates();
+        while let Some(frame) = walk.next() {
+            let Frame { owner, pc, saved_fp, caller } = frame?;
             room(&mut self.rebindings, 1)?;
-            self.rebindings.push(Rebinding { slot: record + 8, pc, signing: signing as u64 });
-            if let Some((caller_record, slots)) = caller {
+            match (owner.plain, caller) {
+                (true, Some(caller)) if caller.owner.plain => {
+                    let form = if authenticates { owner.layout.signing as usize } else { form::UNSIGNED };
+                    self.rebindings.push(Rebinding::new(owner.slot(), form, pc));
+                }
+                _ => self.note(&owner, pc, saved_fp, caller, authenticates)?,
+            }
+            let Some(Caller { owner, slots, registers }) = caller else { continue };
+            if !slots.is_empty() {
                 room(&mut self.pointers, slots.len())?;
-                self.pointers.extend(slots.iter().map(|&offset| caller_record.wrapping_add_signed(offset as isize)));
-            } else if let Some(base_fp) = fps.next() {
-                room(&mut self.pieces, 1)?;
-                self.pieces.push((self.rebindings.len(), base_fp));
+                self.pointers.extend(slots.iter().map(|&offset| owner.record.wrapping_add_signed(offset as isize)));
+            }
+            let named = (0..u32::BITS as usize).filter(|index| registers != 0 && registers & 1 << index != 0);
+            for place in named.filter_map(|index| walk.register(index)) {
+                let list = if source.holds(place, 8) { &mut self.pointers } else { &mut self.registers };
+                room(list, 1)?;
+                list.push(place);
             }
         }
         Ok(())
+    }
+
+    /// Notes a frame that is not plain, or whose caller is not.
+    #[inline(never)]
+    fn note(
+        &mut self,
+        owner: &Owner<'_>,
+        pc: RawPc,
+        saved_fp: u64,
+        caller: Option<Caller<'_>>,
+        authenticates: bool,
+    ) -> Result<(), Refusal> {
+        let layout = owner.layout;
+        let (slot, beyond) = (owner.slot(), owner.cfa().wrapping_sub(owner.slot() + 8));
+        let form = match layout.signing {
+            _ if !authenticates => form::UNSIGNED,
+            signing if layout.binding == Binding::Cfa && beyond == 0 => signing as usize,
+            signing => {
+                room(&mut self.details, 1)?;
+                self.details.push(Detail::new(signing, layout.binding, beyond));
+                form::DESCRIBED
+            }
+        };
+        let index = self.rebindings.len();
+        self.rebindings.push(Rebinding::new(slot, form, pc));
+        let signed = authenticates && layout.frame_pointer != PointerSigning::None;
+        if signed {
+            room(&mut self.signed, 1)?;
+            let value = RawPc::new(saved_fp as usize);
+            self.signed.push(Rebinding::new(owner.record, layout.frame_pointer as usize, value));
+        }
+        let follows = slot == owner.record + 8
+            && caller.is_some_and(|caller| caller.owner.slot() == caller.owner.record.wrapping_add(8));
+        if signed || !follows {
+            room(&mut self.links, 1)?;
+            self.links.push(Link { index, slot: if signed { 0 } else { owner.record }, value: saved_fp });
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        let Plan { rebindings, details, links, signed, pointers, registers, low } = self;
+        rebindings.clear();
+        details.clear();
+        links.clear();
+        signed.clear();
+        pointers.clear();
+        registers.clear();
+        *low = 0;
     }
 
     /// Gives the buffers back.
@@ -73,8 +149,23 @@ impl Plan {
     /// Every word of the plan, as an attacker finds them in memory.
     #[cfg(any(test, feature = "model"))]
     pub(crate) fn exposed(&mut self) -> Exposed<'_> {
-        let Plan { rebindings, pointers, low, pieces } = self;
-        Exposed { rebindings, pointers, low, pieces }
+        let Plan { rebindings, details, links, signed, pointers, registers: _, low } = self;
+        Exposed { rebindings, details, links, signed, pointers, low }
+    }
+
+    /// What described entries need besides, in their order.
+    pub(crate) fn details(&self) -> &[Detail] {
+        &self.details
+    }
+
+    /// Saved frame pointers that do not follow from the return addresses.
+    pub(crate) fn links(&self) -> &[Link] {
+        &self.links
+    }
+
+    /// Saved frame pointers that are signed.
+    pub(crate) fn signed(&self) -> &[Rebinding] {
+        &self.signed
     }
 
     /// Slots that hold pointers into the stack.
@@ -82,10 +173,16 @@ impl Plan {
         &self.pointers
     }
 
-    /// For each piece, youngest first: how many frames it and the younger ones have, and the frame pointer that its
-    /// oldest frame saved.
-    pub(crate) fn pieces(&self) -> &[(usize, u64)] {
-        &self.pieces
+    /// Words outside the source that hold such pointers.
+    pub(crate) fn registers(&self) -> &[usize] {
+        &self.registers
+    }
+
+    /// How many return addresses a move with this plan signs again: all, or none where nothing is signed.
+    #[cfg(cfi_stack_native)]
+    pub(crate) fn rebound(&self) -> usize {
+        let signs = self.rebindings.first().is_some_and(|entry| entry.form() != form::UNSIGNED);
+        if signs { self.rebindings.len() } else { 0 }
     }
 
     /// Whether the span can go to `destination`, with `spare` bytes left below it. Returns its lowest address.
@@ -95,7 +192,7 @@ impl Plan {
     /// the youngest record, or lies outside the source.
     pub(crate) fn fits(&self, source: &Record, destination: &Record, spare: usize) -> Result<usize, Refusal> {
         let low = self.low;
-        if !source.holds(low, 16) || self.rebindings.first().map(Rebinding::record) != Some(low) {
+        if !source.holds(low, 16) || self.rebindings.first().map(Rebinding::slot) != low.checked_add(8) {
             return Err(Tampered { evidence: "the planned span is not the one that was walked", slot: low }.into());
         }
         if source.overlaps(destination) {
@@ -116,12 +213,18 @@ impl Plan {
 #[cfg(any(test, feature = "model"))]
 pub(crate) struct Exposed<'a> {
     pub rebindings: &'a mut [Rebinding],
+    pub details: &'a mut [Detail],
+    pub links: &'a mut [Link],
+    pub signed: &'a mut [Rebinding],
     pub pointers: &'a mut [usize],
     pub low: &'a mut usize,
-    pub pieces: &'a mut [(usize, u64)],
 }
 
+#[inline]
 fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), Refusal> {
+    if list.capacity() - list.len() >= more {
+        return Ok(());
+    }
     list.try_reserve(more).map_err(|_| {
         let bytes = (list.len() + more).saturating_mul(size_of::<T>());
         Refusal::Error(Error::Memory { what: "the plan of a move", bytes, errno: libc::ENOMEM })

@@ -3,7 +3,8 @@
 //! Nothing in the source is written. Until the caller makes the destination current, the stack is the one that it
 //! was; a failure at any step leaves it so.
 
-use crate::abi::{Extent, Record};
+use crate::abi::{Extent, Rebinding, Record};
+use crate::codemap::Register;
 use crate::error::Refusal;
 use crate::pac::Tampered;
 use crate::plan::Plan;
@@ -22,7 +23,7 @@ use crate::walk::Bounds;
 /// or does not authenticate. The source is untouched.
 ///
 /// # Safety
-/// `plan` was made for `bounds`; both segments are mapped, no other thread runs on or moves this stack, and the span is
+/// `plan` was made for `bounds`, whose blocks of registers are mapped and loaded by their stubs afterwards; both segments are mapped, no other thread runs on or moves this stack, and the span is
 /// not running managed code: its youngest frame is a stub's.
 pub unsafe fn relocate<S: Signer>(
     signer: &S,
@@ -60,9 +61,15 @@ pub unsafe fn relocate<S: Signer>(
     step(Step::Rebased, StepInfo::new(low, source, Some(destination), plan))?;
 
     // SAFETY: the caller's; the records are the stubs' own authority.
-    unsafe { signer.rebind(source, destination, low, plan.rebindings(), shadow)? };
+    unsafe {
+        signer.rebind(source, destination, low, plan.rebindings(), plan.details(), shadow)?;
+        if !plan.signed().is_empty() {
+            signer.rebind_pointers(source, destination, low, plan.signed())?;
+        }
+    }
     let moved = low.wrapping_add(delta);
     step(Step::Rebound, StepInfo::new(moved, source, Some(destination), plan))?;
+    rebase_registers(plan, bounds, from, delta)?;
     Ok(moved)
 }
 
@@ -70,48 +77,94 @@ pub unsafe fn relocate<S: Signer>(
 ///
 /// The plan may have been rewritten, so every address taken from it is bounded by the destination again.
 fn rebase(plan: &Plan, source: Extent, destination: Extent, delta: usize) -> Result<(), Tampered> {
-    let place = |address: usize| {
-        let moved = address.wrapping_add(delta);
-        if moved.is_multiple_of(8) && destination.holds(moved, 8) {
-            Ok(moved)
-        } else {
-            Err(Tampered { evidence: "the plan names a place outside the destination", slot: address })
-        }
-    };
-    let mut younger = 0;
-    for &(end, base_fp) in plan.pieces() {
-        let Some(frames) = plan.rebindings().get(younger..end) else {
-            return Err(Tampered { evidence: "the plan's pieces are not those that were walked", slot: end });
+    let entries = plan.rebindings();
+    let mut done = 0;
+    for link in plan.links() {
+        let Some(run) = entries.get(done..=link.index) else {
+            return Err(Tampered { evidence: "the plan's frames are not those that were walked", slot: link.slot });
         };
-        younger = end;
-        let mut frames = frames.iter().peekable();
-        while let Some(frame) = frames.next() {
-            let record = frame.record();
-            let moved = place(record)?;
-            let expected = frames.peek().map_or(base_fp, |caller| caller.record() as u64);
-            // SAFETY: `place` has shown that the word lies in the destination, which is mapped and not yet in use.
-            if unsafe { read_word(moved) } != expected {
-                return Err(Tampered { evidence: "a saved frame pointer changed during the move", slot: record });
-            }
+        done = link.index + 1;
+        rebase_run(run, destination, delta)?;
+        if link.slot != 0 {
+            let moved = place(link.slot, destination, delta)?;
+            let held = (link.value as usize) >= source.base && (link.value as usize) < source.top;
             // A frame pointer outside the segment is the entry frame's, on another stack: it stays.
-            if (expected as usize) >= source.base && (expected as usize) < source.top {
-                // SAFETY: as above.
-                unsafe { write_word(moved, expected.wrapping_add(delta as u64)) };
-            }
+            let value = if held { link.value.wrapping_add(delta as u64) } else { link.value };
+            exchange(moved, link.value, value)?;
         }
     }
-    if younger != plan.rebindings().len() {
-        return Err(Tampered { evidence: "the plan's pieces are not those that were walked", slot: younger });
+    // Every piece ends with a frame whose caller has no return address in the plan.
+    if done != entries.len() {
+        return Err(Tampered { evidence: "the plan's frames are not those that were walked", slot: done });
     }
     for &slot in plan.pointers() {
-        let moved = place(slot)?;
-        // SAFETY: as above.
+        let moved = place(slot, destination, delta)?;
+        // SAFETY: `place` has shown that the word lies in the destination, which is mapped and not yet in use.
         let value = unsafe { read_word(moved) } as usize;
         // Null and pointers elsewhere stay. One past the top is elsewhere: the highest words are the oldest frame record, so
         // nothing in a frame ends there, and what begins there is another mapping.
         if value >= source.base && value < source.top {
             // SAFETY: as above.
             unsafe { write_word(moved, value.wrapping_add(delta) as u64) };
+        }
+    }
+    Ok(())
+}
+
+/// The frame pointers of a run of frames, all but the last's: each stands next to its return address and leads to the next
+/// frame's, which stands so too.
+#[inline]
+fn rebase_run(run: &[Rebinding], destination: Extent, delta: usize) -> Result<(), Tampered> {
+    let Some((first, older)) = run.split_first() else { return Ok(()) };
+    let mut record = first.slot().wrapping_sub(8);
+    for caller in older {
+        let caller = caller.slot().wrapping_sub(8);
+        let moved = place(record, destination, delta)?;
+        exchange(moved, caller as u64, caller.wrapping_add(delta) as u64)?;
+        record = caller;
+    }
+    Ok(())
+}
+
+/// Where a word of the source is in the destination.
+#[inline]
+fn place(address: usize, destination: Extent, delta: usize) -> Result<usize, Tampered> {
+    let moved = address.wrapping_add(delta);
+    if moved.is_multiple_of(8) && destination.holds(moved, 8) {
+        Ok(moved)
+    } else {
+        Err(Tampered { evidence: "the plan names a place outside the destination", slot: address })
+    }
+}
+
+/// Puts the word at `place`, which lies in the destination, from what it must hold to another.
+#[inline]
+fn exchange(place: usize, expected: u64, word: u64) -> Result<(), Tampered> {
+    // SAFETY: the caller has shown that the word lies in the destination, which is mapped and not yet in use.
+    unsafe {
+        if read_word(place) != expected {
+            return Err(Tampered { evidence: "a saved frame pointer changed during the move", slot: place });
+        }
+        write_word(place, word);
+    }
+    Ok(())
+}
+
+/// Puts what the stubs keep of callee-saved registers right, outside both segments. Nothing can be refused after that.
+fn rebase_registers(plan: &Plan, bounds: &Bounds<'_>, source: Extent, delta: usize) -> Result<(), Tampered> {
+    const BYTES: usize = Register::NAMES.len() * 8;
+    let kept = |address: usize| {
+        bounds.pieces.iter().any(|piece| piece.registers != 0 && address.wrapping_sub(piece.registers) <= BYTES - 8)
+    };
+    if let Some(&slot) = plan.registers().iter().find(|&&slot| !slot.is_multiple_of(8) || !kept(slot)) {
+        return Err(Tampered { evidence: "the plan names a register that no stub keeps", slot });
+    }
+    for &slot in plan.registers() {
+        // SAFETY: the word lies in a block where a stub keeps registers, which the caller of `relocate` vouches for.
+        let value = unsafe { read_word(slot) } as usize;
+        if value >= source.base && value < source.top {
+            // SAFETY: as above; the stub loads it when the move is over.
+            unsafe { write_word(slot, value.wrapping_add(delta) as u64) };
         }
     }
     Ok(())

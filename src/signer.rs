@@ -1,6 +1,6 @@
 //! The signer: the only way from a signed word to a raw address and to a word signed for another place.
 //!
-//! It knows two verbs and no others:
+//! It knows two verbs and no others, each for return addresses and for saved frame pointers:
 //! - **authenticate** a word for look-up: the raw address comes back, or the process ends;
 //! - **rebind** the words of a planned span: each is authenticated again and re-signed in one block.
 //!
@@ -11,8 +11,8 @@ pub(crate) mod hardware;
 #[cfg(any(test, feature = "model"))]
 pub mod model;
 
-use crate::abi::{Rebinding, Record};
-use crate::pac::{Modifier, RawPc, SignedPc, Signing, Tampered};
+use crate::abi::{Detail, Rebinding, Record};
+use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing, Tampered};
 
 /// The two verbs. Implemented by the CPU (`hardware`) and, under cargo feature `model`, by the software model.
 pub trait Signer {
@@ -20,7 +20,7 @@ pub trait Signer {
     /// among frames for which it says yes, is refused.
     fn enforces(&self, signing: Signing) -> bool;
 
-    /// Whether this signer authenticates anything at all.
+    /// Whether this signer authenticates anything at all. Where it does it authenticates frame pointers too.
     fn authenticates(&self) -> bool {
         self.enforces(Signing::A) || self.enforces(Signing::B)
     }
@@ -37,11 +37,17 @@ pub trait Signer {
         modifier: Modifier,
     ) -> Result<RawPc, Tampered>;
 
+    /// Authenticates the saved frame pointer `word`, found at address `slot`, which is its modifier, for comparison.
+    ///
+    /// # Errors
+    /// As for [`Signer::authenticate`].
+    fn authenticate_pointer(&self, word: SignedPointer, slot: usize, signing: PointerSigning) -> Result<u64, Tampered>;
+
     /// Re-binds every planned return address from `source` to `destination`: authenticate at the old place,
     /// compare with the planned address, sign for the new place, store there.
     ///
-    /// `low` is the lowest address of the span; `shadow`, where a shadow stack is on, holds the span's return
-    /// addresses, youngest first.
+    /// `low` is the lowest address of the span; `details` has one element for each described entry of the plan, in its
+    /// order; `shadow`, where a shadow stack is on, holds the span's return addresses, youngest first.
     ///
     /// # Errors
     /// As for [`Signer::authenticate`]; and, on hardware too, for an entry whose place lies outside the span or whose word
@@ -55,6 +61,23 @@ pub trait Signer {
         destination: &Record,
         low: usize,
         plan: &[Rebinding],
+        details: &[Detail],
         shadow: Option<&[u64]>,
+    ) -> Result<(), Tampered>;
+
+    /// Re-binds every planned frame pointer: authenticate at the old place, compare with the planned one, add the distance
+    /// between the segments where it points into the source, sign for the new place, store there.
+    ///
+    /// # Errors
+    /// As for [`Signer::rebind`].
+    ///
+    /// # Safety
+    /// As for [`Signer::rebind`].
+    unsafe fn rebind_pointers(
+        &self,
+        source: &Record,
+        destination: &Record,
+        low: usize,
+        plan: &[Rebinding],
     ) -> Result<(), Tampered>;
 }

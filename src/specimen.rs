@@ -16,24 +16,29 @@
 //!   | frame of calls[0]          | the same, re-bound
 //!   | its record                 |
 //!   | ..                         |
-//!   | oldest record              |
+//!   | oldest frame of the piece  |
+//!   | its stack arguments        |
+//!   | older stub's record, ..    |
 //!   +------------+ top           +------------------+ top
 //! ```
 
+mod design;
 #[cfg(test)]
 mod properties;
 pub mod tampering;
 
 use crate::abi::Record;
-use crate::codemap::{FrameLayout, Registration, Table};
+use crate::codemap::{FrameLayout, Register, Table};
 use crate::error::Error;
 use crate::error::Refusal;
-use crate::pac::{Modifier, RawPc, SignedPc, Signing};
+use crate::pac::{RawPc, SignedPc, SignedPointer, Signing};
 use crate::signer::Signer;
 use crate::signer::model::Model;
 use crate::walk::{Bounds, Piece, Walk};
 use std::alloc::Layout;
 use std::ptr::NonNull;
+
+pub use design::{Call, Design, Function, MOST_CALLS, Pointer, Site};
 
 /// Where the oldest frame returns to: registered by nobody, like the stub that it stands for.
 pub const ENTRY_RETURN: RawPc = RawPc::new(0x4000);
@@ -45,203 +50,6 @@ const CODE: usize = 0x5500_0000_1000;
 const PATTERN: u64 = 0xdddd_dddd_dddd_dddd;
 /// Set in every pointer to the heap: no segment lies there.
 const HEAP: u64 = 1 << 62;
-
-/// What a specimen is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Design {
-    /// The keys A and B of the CPU, or none on a CPU that authenticates nothing.
-    pub keys: Option<[u64; 2]>,
-    /// How the stub signs that owns the youngest record.
-    pub stub: Signing,
-    /// Whether a shadow stack is on.
-    pub shadow: bool,
-    /// The functions of the code map, by ascending address.
-    pub functions: Vec<Function>,
-    /// The managed frames, youngest first. The stub's own record comes before them.
-    pub calls: Vec<Call>,
-    /// Bytes of the source below the youngest record, a multiple of 16.
-    pub slack: usize,
-    /// Bytes of the destination below the moved youngest record, a multiple of 16.
-    pub room: usize,
-    /// Decides the words that are not pointers, records or return addresses.
-    pub contents: u64,
-}
-
-/// A function of the code map.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Function {
-    /// Layout of its frames.
-    pub layout: FrameLayout,
-    /// Bytes between the function before it and this one, a multiple of 4.
-    pub gap: usize,
-    /// Bytes of code, a positive multiple of 4.
-    pub len: usize,
-    /// Its calls, by ascending address.
-    pub sites: Vec<Site>,
-}
-
-/// A call in a function.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Site {
-    /// Where it returns to, from the function's start: 1 up to its length.
-    pub offset: usize,
-    /// Offsets from fp of the slots that hold pointers into the stack.
-    pub slots: Vec<i32>,
-}
-
-/// A managed frame: the call that it is suspended in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
-    /// Index of the function.
-    pub function: usize,
-    /// Index of its site.
-    pub site: usize,
-    /// What the site's slots hold, in their order; slots beyond this list hold null.
-    pub pointers: Vec<Pointer>,
-}
-
-/// What a slot for pointers into the stack holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pointer {
-    /// 0.
-    Null,
-    /// A place that is no stack's, made of this number.
-    Heap(u64),
-    /// This many bytes into its own frame, counted from its lowest address around its size.
-    Own(usize),
-    /// This many bytes into the span, counted from its lowest address around its size.
-    Span(usize),
-    /// The segment's lowest address.
-    Base,
-    /// One past its highest: still a pointer into the stack.
-    Top,
-    /// A word above that: a pointer into the stack no more.
-    AboveTop,
-    /// A word below the segment.
-    BelowBase,
-}
-
-/// Largest number of managed frames that [`Design::choose`] makes.
-pub const MOST_CALLS: u64 = 200;
-
-impl Design {
-    /// A design made of decisions: `pick(n)` gives a number below `n`, which is never 0.
-    pub fn choose(pick: &mut dyn FnMut(u64) -> u64) -> Design {
-        let keys = match pick(4) {
-            0 => None,
-            _ => Some([pick(u64::MAX), pick(u64::MAX)]),
-        };
-        let signs = |pick: &mut dyn FnMut(u64) -> u64| match (keys, pick(2)) {
-            (None, _) => Signing::None,
-            (_, 0) => Signing::A,
-            _ => Signing::B,
-        };
-        let stub = signs(pick);
-        let shadow = pick(2) == 1;
-        let functions: Vec<Function> = (0..=pick(6))
-            .map(|_| {
-                let signing = signs(pick);
-                Function::choose(pick, signing)
-            })
-            .collect();
-        let depth = match pick(8) {
-            0 => pick(MOST_CALLS + 1),
-            _ => pick(16),
-        };
-        let calls = (0..depth)
-            .map(|_| {
-                let function = pick(functions.len() as u64) as usize;
-                let site = pick(functions[function].sites.len() as u64) as usize;
-                let pointers = functions[function].sites[site].slots.iter().map(|_| Pointer::choose(pick)).collect();
-                Call { function, site, pointers }
-            })
-            .collect();
-        let slack = pick(32) as usize * 16;
-        let room = pick(64) as usize * 16;
-        Design { keys, stub, shadow, functions, calls, slack, room, contents: pick(u64::MAX) }
-    }
-
-    /// The code map that describes the design's frames.
-    ///
-    /// # Errors
-    /// [`Error::Layout`] for functions that cannot be, [`Error::Memory`].
-    pub fn table(&self) -> Result<Table, Error> {
-        let mut map = Registration::new();
-        for (function, start) in self.functions.iter().zip(self.starts()) {
-            map.function(RawPc::new(start), function.len, function.layout)?;
-            for site in &function.sites {
-                map.safepoint(RawPc::new(start + site.offset), &site.slots)?;
-            }
-        }
-        map.table()
-    }
-
-    /// The address behind a call.
-    pub fn pc(&self, call: &Call) -> RawPc {
-        let start = self.starts().nth(call.function).unwrap_or(CODE);
-        RawPc::new(start + self.functions[call.function].sites[call.site].offset)
-    }
-
-    fn starts(&self) -> impl Iterator<Item = usize> {
-        let mut end = CODE;
-        self.functions.iter().map(move |function| {
-            let start = end + function.gap;
-            end = start + function.len;
-            start
-        })
-    }
-
-    fn frame_bytes(&self, call: &Call) -> usize {
-        self.functions[call.function].layout.frame_bytes as usize
-    }
-
-    /// Bytes from the youngest record to the top.
-    pub fn span(&self) -> usize {
-        16 + self.calls.iter().map(|call| 16 + self.frame_bytes(call)).sum::<usize>()
-    }
-}
-
-impl Function {
-    fn choose(pick: &mut dyn FnMut(u64) -> u64, signing: Signing) -> Function {
-        let frame_bytes = 16
-            * match pick(24) {
-                0 => pick(256) as u32,
-                1..4 => 0,
-                _ => pick(10) as u32,
-            };
-        let words = pick(63) as usize + 1;
-        let first = pick(words as u64) as usize + 1;
-        let sites = (first..=words)
-            .step_by(pick(words as u64) as usize + 1)
-            .take(5)
-            .map(|word| {
-                let mut slots: Vec<i32> =
-                    (0..pick(4)).map(|_| -8 * (pick(u64::from(frame_bytes / 8).max(1)) as i32 + 1)).collect();
-                slots.sort_unstable();
-                slots.dedup();
-                slots.retain(|&slot| slot >= -(frame_bytes as i32));
-                Site { offset: word * 4, slots }
-            })
-            .collect();
-        let layout = FrameLayout { frame_bytes, signing, movable: true };
-        Function { layout, gap: pick(4) as usize * 4, len: words * 4, sites }
-    }
-}
-
-impl Pointer {
-    fn choose(pick: &mut dyn FnMut(u64) -> u64) -> Pointer {
-        match pick(10) {
-            0 => Pointer::Null,
-            1 => Pointer::Heap(pick(u64::MAX)),
-            2 => Pointer::Base,
-            3 => Pointer::Top,
-            4 => Pointer::AboveTop,
-            5 => Pointer::BelowBase,
-            6 | 7 => Pointer::Own(pick(4096) as usize),
-            _ => Pointer::Span(pick(1 << 20) as usize),
-        }
-    }
-}
 
 /// Memory that a segment stands in, and its record. There is no guard: an address sanitizer sees what oversteps it.
 #[derive(Debug)]
@@ -303,24 +111,41 @@ pub struct Seen {
     pub record: usize,
     /// Where it returns to.
     pub pc: RawPc,
-    /// How its function signs.
-    pub signing: Signing,
-    /// The caller's record, and where its pointers into the stack stand.
-    pub caller: Option<(usize, Vec<i32>)>,
+    /// How its function makes frames.
+    pub layout: FrameLayout,
+    /// What it holds for the caller's frame pointer.
+    pub saved_fp: u64,
+    /// The caller's record; none for the oldest frame of a piece.
+    pub caller: Option<usize>,
+    /// The addresses of the words that hold the caller's pointers into the stack: its slots, then its registers.
+    pub pointers: Vec<usize>,
 }
 
 impl Seen {
-    /// The same frame, `delta` bytes higher.
-    fn moved(&self, delta: usize) -> Seen {
-        let caller = self.caller.as_ref().map(|(record, slots)| (record.wrapping_add(delta), slots.clone()));
-        Seen { record: self.record.wrapping_add(delta), caller, ..*self }
+    /// Address of its return address.
+    pub fn slot(&self) -> usize {
+        self.record + self.layout.return_offset()
     }
 
-    /// Addresses of the caller's slots that hold pointers into the stack.
-    fn pointers(&self) -> impl Iterator<Item = usize> {
-        self.caller
-            .iter()
-            .flat_map(|(record, slots)| slots.iter().map(|&slot| record.wrapping_add_signed(slot as isize)))
+    /// Its CFA.
+    pub fn cfa(&self) -> usize {
+        self.record + self.layout.cfa_bytes as usize
+    }
+
+    /// The same frame, `delta` bytes higher; what lies outside the source segment stays.
+    fn moved(&self, source: &Record, delta: usize) -> Seen {
+        let moved = |address: usize| {
+            if (source.base..source.top).contains(&address) { address.wrapping_add(delta) } else { address }
+        };
+        let mut pointers: Vec<usize> = self.pointers.iter().map(|&address| moved(address)).collect();
+        pointers.sort_unstable();
+        Seen {
+            record: moved(self.record),
+            saved_fp: moved(self.saved_fp as usize) as u64,
+            caller: self.caller.map(moved),
+            pointers,
+            ..*self
+        }
     }
 }
 
@@ -329,11 +154,13 @@ impl Seen {
 pub struct Specimen {
     model: Model,
     table: Table,
-    stub: Signing,
-    youngest: usize,
+    /// Youngest first. Their addresses are those in the source.
+    pieces: Vec<Piece>,
     shadow: Option<Vec<u64>>,
     source: Room,
     destination: Room,
+    /// What the stubs keep of callee-saved registers, piece by piece.
+    registers: Room,
     /// What the source must hold: what it was made with, and what was tampered with since.
     image: Vec<u64>,
     /// What the frames are, youngest first, known from making them.
@@ -354,91 +181,159 @@ impl Specimen {
         let source = Room::new(design.slack + span, 0)?;
         let destination = Room::new(design.room + span, PATTERN)?;
         let youngest = source.record.base + design.slack;
-        let mut frames = Vec::with_capacity(design.calls.len() + 1);
-        let mut record = youngest;
-        let mut signing = design.stub;
-        for call in &design.calls {
-            let function = &design.functions[call.function];
-            let caller = record + 16 + function.layout.frame_bytes as usize;
-            let slots = function.sites[call.site].slots.clone();
-            frames.push(Seen { record, pc: design.pc(call), signing, caller: Some((caller, slots)) });
-            (record, signing) = (caller, function.layout.signing);
-        }
-        frames.push(Seen { record, pc: ENTRY_RETURN, signing, caller: None });
-
-        let shadow = design.shadow.then(|| frames.iter().map(|frame| frame.pc.address() as u64).collect());
+        let block = Register::NAMES.len() * 8;
+        let pieces = 1 + design.calls.len();
+        let registers = Room::new((pieces * block).next_multiple_of(16), NATIVE_FP)?;
         let table = design.table()?;
+        let (pieces, frames) = lay_out(design, youngest, registers.record.base);
+        let shadow = design.shadow.then(|| frames.iter().map(|frame| frame.pc.address() as u64).collect());
         let mut specimen =
-            Specimen { model, table, stub: design.stub, youngest, shadow, source, destination, image: vec![], frames };
+            Specimen { model, table, pieces, shadow, source, destination, registers, image: vec![], frames };
         specimen.fill(design);
         specimen.image = specimen.source.image();
         Ok(specimen)
     }
 
-    /// Writes data, then pointers, then records.
-    fn fill(&self, design: &Design) {
+    /// Writes data, then pointers and saved registers, then records.
+    fn fill(&mut self, design: &Design) {
         let Record { base, top, .. } = self.source.record;
-        let span = top - self.youngest;
+        let youngest = self.youngest();
+        let span = top - youngest;
         let mut state = design.contents;
         for address in (base..top).step_by(8) {
             state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-            let word = state ^ state >> 29;
+            let word = state ^ state >> 29 | HEAP;
             // Words that only look like pointers into the stack must stay as they are.
-            let stale = self.youngest + (word >> 8) as usize % span;
+            let stale = youngest + (word >> 8) as usize % span;
             self.source.write(address, if word & 7 == 0 { stale as u64 } else { word });
         }
-        for (frame, call) in self.frames.iter().zip(&design.calls) {
-            let (lowest, bytes) = (frame.record + 16, 16 + design.frame_bytes(call));
-            let held = call.pointers.iter().copied().chain(std::iter::repeat(Pointer::Null));
-            for (slot, pointer) in frame.pointers().zip(held) {
-                let word = match pointer {
+        // From the oldest frame to the youngest, as they came to be: what each register holds, and where it is put.
+        let mut held = [Held::default(); Register::NAMES.len()];
+        let mut frame = self.frames.len();
+        for (index, call) in design.calls.iter().enumerate().rev() {
+            let function = &design.functions[call.function];
+            let site = &function.sites[call.site];
+            if design.ends_piece(index) {
+                // The stub of the piece keeps what native code does not.
+                frame -= 1;
+                held = [Held::default(); Register::NAMES.len()];
+            }
+            let record = self.frames[frame].record;
+            let (end, bytes) = (self.frames[frame].cfa() + function.layout.incoming as usize, design.frame_bytes(call));
+            if function.layout.conservative {
+                (record - bytes..end).step_by(8).for_each(|address| self.source.write(address, HEAP));
+            }
+            for &(register, offset) in &function.saves {
+                self.put(held[register.index()], record.wrapping_add_signed(offset as isize));
+                // It keeps its value until the function puts another there, but nobody will use it.
+                held[register.index()].owner = None;
+            }
+            frame -= 1;
+            let words =
+                call.pointers.iter().copied().chain(std::iter::repeat(Pointer::Null)).map(|pointer| match pointer {
                     Pointer::Null => 0,
                     Pointer::Heap(number) => number | HEAP,
-                    Pointer::Own(offset) => (lowest + offset % bytes) as u64,
-                    Pointer::Span(offset) => (self.youngest + offset % span) as u64,
+                    Pointer::Own(offset) => (record - bytes + offset % (bytes + 16)) as u64,
+                    Pointer::Span(offset) => (youngest + offset % span) as u64,
                     Pointer::Base => base as u64,
                     Pointer::Top => top as u64,
                     Pointer::AboveTop => top as u64 + 8,
                     Pointer::BelowBase => base as u64 - 8,
-                };
-                self.source.write(slot, word);
+                });
+            let mut words = words.take(site.slots.len() + site.registers.len()).collect::<Vec<_>>().into_iter();
+            for (&offset, word) in site.slots.iter().zip(words.by_ref()) {
+                let owner = Held { word, owner: Some(frame) };
+                self.put(owner, record.wrapping_add_signed(offset as isize));
+            }
+            for (&register, word) in site.registers.iter().zip(words) {
+                held[register.index()] = Held { word, owner: Some(frame) };
+            }
+            let next_is_older = index == 0 || design.ends_piece(index - 1);
+            if next_is_older {
+                self.keep(&held, frame);
             }
         }
+        self.frames.iter_mut().for_each(|frame| frame.pointers.sort_unstable());
         for frame in &self.frames {
-            let caller = frame.caller.as_ref().map_or(NATIVE_FP, |(record, _)| *record as u64);
-            self.source.write(frame.record, caller);
-            self.source.write(frame.record + 8, self.signed(frame).word());
+            self.source.write(frame.record, self.signed_pointer(frame).word());
+            self.source.write(frame.slot(), self.signed(frame).word());
+        }
+    }
+
+    /// Puts what a register or a slot holds where it stands until the frames move.
+    fn put(&mut self, held: Held, address: usize) {
+        self.source.write(address, held.word);
+        if let Some(owner) = held.owner {
+            self.frames[owner].pointers.push(address);
+        }
+    }
+
+    /// The stub whose record is the frame's keeps what the registers hold at its call.
+    fn keep(&mut self, held: &[Held], stub: usize) {
+        let record = self.frames[stub].record;
+        let Some(piece) = self.pieces.iter().find(|piece| piece.youngest == record && piece.registers != 0) else {
+            return;
+        };
+        let block = piece.registers;
+        for (index, held) in held.iter().enumerate() {
+            self.registers.write(block + index * 8, held.word);
+            if let Some(owner) = held.owner {
+                self.frames[owner].pointers.push(block + index * 8);
+            }
         }
     }
 
     fn signed(&self, frame: &Seen) -> SignedPc {
-        self.model.sign(frame.pc, frame.signing, Modifier::new(frame.record as u64 + 16))
+        self.model.sign(frame.pc, frame.layout.signing, frame.layout.binding.modifier(frame.cfa()))
     }
 
-    fn piece(&self, room: &Room, youngest: usize) -> Piece {
-        Piece {
-            youngest,
-            stub: self.stub,
-            bottom: ENTRY_RETURN,
-            base_cfa: room.record.top,
-            base_fp: NATIVE_FP,
-            arguments: 0,
-            registers: 0,
-        }
+    fn signed_pointer(&self, frame: &Seen) -> SignedPointer {
+        self.model.sign_pointer(frame.saved_fp, frame.layout.frame_pointer, frame.record)
+    }
+
+    /// Address of the youngest record.
+    fn youngest(&self) -> usize {
+        self.pieces[0].youngest
+    }
+
+    /// The pieces as they are in one of the rooms.
+    fn pieces_in(&self, room: &Room) -> Vec<Piece> {
+        let delta = room.record.top.wrapping_sub(self.source.record.top);
+        let moved = |piece: &Piece| Piece {
+            youngest: piece.youngest.wrapping_add(delta),
+            base_cfa: piece.base_cfa.wrapping_add(delta),
+            ..*piece
+        };
+        self.pieces.iter().map(moved).collect()
     }
 
     fn bounds<'a>(&'a self, room: &'a Room, pieces: &'a [Piece]) -> Bounds<'a> {
         Bounds { source: &room.record, pieces, complete: true, smallest_frame: 16, shadow: self.shadow.as_deref() }
     }
 
-    fn walk(&self, room: &Room, youngest: usize) -> Result<Vec<Seen>, Refusal> {
-        Walk::new(&self.model, &self.table, self.bounds(room, &[self.piece(room, youngest)]))
-            .map(|frame| {
-                let frame = frame?;
-                let caller = frame.caller.map(|(record, slots)| (record, slots.to_vec()));
-                Ok(Seen { record: frame.record, pc: frame.pc, signing: frame.signing, caller })
-            })
-            .collect()
+    fn walk(&self, room: &Room, pieces: &[Piece]) -> Result<Vec<Seen>, Refusal> {
+        let mut walk = Walk::new(&self.model, &self.table, self.bounds(room, pieces));
+        let mut frames = vec![];
+        while let Some(frame) = walk.next() {
+            let frame = frame?;
+            let mut pointers = vec![];
+            if let Some(caller) = frame.caller {
+                pointers
+                    .extend(caller.slots.iter().map(|&slot| caller.owner.record.wrapping_add_signed(slot as isize)));
+                let named = (0..Register::NAMES.len()).filter(|index| caller.registers & 1 << index != 0);
+                pointers.extend(named.filter_map(|index| walk.register(index)));
+            }
+            pointers.sort_unstable();
+            frames.push(Seen {
+                record: frame.owner.record,
+                pc: frame.pc,
+                layout: *frame.owner.layout,
+                saved_fp: frame.saved_fp,
+                caller: frame.caller.map(|caller| caller.owner.record),
+                pointers,
+            });
+        }
+        Ok(frames)
     }
 
     /// What must be added to an address in the source for its place in the destination.
@@ -460,4 +355,74 @@ impl Specimen {
     pub fn authenticates(&self) -> bool {
         self.model.authenticates()
     }
+}
+
+/// A word that a register holds.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    word: u64,
+    /// The frame whose caller has put a pointer there.
+    owner: Option<usize>,
+}
+
+impl Default for Held {
+    /// What native code has there.
+    fn default() -> Self {
+        Held { word: HEAP, owner: None }
+    }
+}
+
+/// The pieces and the frame records of a design, the youngest at an address. The blocks of registers begin at `block`.
+fn lay_out(design: &Design, youngest: usize, mut block: usize) -> (Vec<Piece>, Vec<Seen>) {
+    let (records, end) = design.place(youngest);
+    let mut pieces = vec![];
+    let mut frames = vec![];
+    let mut stub = youngest;
+    let begin = |pieces: &mut Vec<Piece>, stub: usize, block: &mut usize| {
+        let registers = if design.keeps { *block } else { 0 };
+        *block += Register::NAMES.len() * 8;
+        let arguments = design.arguments;
+        let bottom = ENTRY_RETURN;
+        pieces.push(Piece {
+            youngest: stub,
+            stub: design.stub,
+            bottom,
+            base_cfa: 0,
+            base_fp: NATIVE_FP,
+            arguments,
+            registers,
+        });
+    };
+    let finish = |pieces: &mut Vec<Piece>, end: usize| {
+        if let Some(piece) = pieces.last_mut() {
+            piece.base_cfa = end - piece.arguments;
+        }
+    };
+    let seen = |record, layout, next: Option<(usize, RawPc)>| Seen {
+        record,
+        pc: next.map_or(ENTRY_RETURN, |(_, pc)| pc),
+        layout,
+        saved_fp: next.map_or(NATIVE_FP, |(caller, _)| caller as u64),
+        caller: next.map(|(caller, _)| caller),
+        pointers: vec![],
+    };
+    begin(&mut pieces, stub, &mut block);
+    let stubs = FrameLayout::new(0, design.stub);
+    let mut younger = (stub, stubs);
+    for (index, (call, &record)) in design.calls.iter().zip(&records).enumerate() {
+        frames.push(seen(younger.0, younger.1, Some((record, design.pc(call)))));
+        let layout = design.functions[call.function].layout;
+        younger = (record, layout);
+        if design.ends_piece(index) && index + 1 < design.calls.len() {
+            frames.push(seen(record, layout, None));
+            stub = record + (layout.cfa_bytes + layout.incoming) as usize;
+            stub += if layout.incoming == 0 { design.arguments } else { 0 };
+            finish(&mut pieces, stub);
+            begin(&mut pieces, stub, &mut block);
+            younger = (stub, stubs);
+        }
+    }
+    frames.push(seen(younger.0, younger.1, None));
+    finish(&mut pieces, end);
+    (pieces, frames)
 }

@@ -1,20 +1,19 @@
 //! One logical stack: its data segment, its shadow stack, its identity and generation, and the control block that
 //! the stubs work on.
 
-use crate::abi::{Activation, Control, Rebinding};
+use crate::abi::{Activation, Control};
 use crate::arch::{self, ENTRY_FP_OFFSET};
 use crate::codemap::table::Reading;
 use crate::error::{Error, Refusal};
 use crate::features::{self, Domain};
 use crate::link::{Base, Links};
-use crate::pac::{RawPc, Signing, Tampered};
+use crate::pac::{RawPc, Tampered};
 use crate::plan::Plan;
 use crate::policy::Policy;
 use crate::published;
 use crate::relocate::relocate;
 use crate::segment::{Segment, page_size};
 use crate::shadow::ShadowStack;
-use crate::signer::Signer;
 use crate::signer::hardware::Hardware;
 use crate::steps::{Step, StepInfo, step};
 use crate::tamper;
@@ -298,7 +297,7 @@ impl Inner {
             registers: 0,
         };
         let bounds = Bounds { source, pieces: &[piece], complete, smallest_frame: self.policy.smallest_frame, shadow };
-        self.plan.make(Walk::new(&Hardware, table, bounds))?;
+        self.plan.make(&Hardware, Walk::new(&Hardware, table, bounds))?;
         drop(reading);
         // SAFETY: the plan was just made for `source`; both segments are owned by self; the youngest frame is grow's,
         // which runs on the native stack now.
@@ -312,12 +311,9 @@ impl Inner {
         }
         self.previous = Some(old);
         let size = self.segment.record().size() as u64;
-        let signs = |entry: &&Rebinding| entry.signing().is_some_and(|signing| signing != Signing::None);
         self.stats.growths += 1;
         self.stats.frames_moved += self.plan.rebindings().len() as u64;
-        if Hardware.authenticates() {
-            self.stats.rebound += self.plan.rebindings().iter().filter(signs).count() as u64;
-        }
+        self.stats.rebound += self.plan.rebound() as u64;
         self.stats.bytes_moved += used as u64 + 16;
         self.stats.largest = self.stats.largest.max(size);
         let limit = self.limit();

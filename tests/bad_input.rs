@@ -7,7 +7,7 @@ use cfi_stack::pac::{RawPc, Signing};
 use cfi_stack::thread::Thread;
 use cfi_stack::{Error, Policy, Stack};
 
-const LAYOUT: FrameLayout = FrameLayout { frame_bytes: 32, signing: Signing::None, movable: true };
+const LAYOUT: FrameLayout = FrameLayout::new(32, Signing::None);
 
 fn map(start: usize, len: usize) -> Registration {
     let mut map = Registration::new();

@@ -30,7 +30,7 @@ macro_rules! functions {
                 let len = $end as *const () as usize - $name().address();
                 let signing = if ARM { Signing::A } else { Signing::None };
                 let frame_bytes = if ARM { $arm } else { $x86 };
-                map.function($name(), len, FrameLayout { frame_bytes, signing, movable: true }).expect("a possible frame");
+                map.function($name(), len, FrameLayout::new(frame_bytes, signing)).expect("a possible frame");
             )*
             map
         }

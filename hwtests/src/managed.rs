@@ -127,7 +127,7 @@ pub fn link() {
 
 /// Adds a function, with the slots that its code keeps pointers into the stack in.
 pub fn describe(map: &mut Registration, function: Function) {
-    let layout = FrameLayout { frame_bytes: function.frame_bytes, signing: function.signing, movable: true };
+    let layout = FrameLayout::new(function.frame_bytes, function.signing);
     let len = function.end.address() - function.start.address();
     map.function(function.start, len, layout).expect("a hand-made function is a possible one");
 }

@@ -28,18 +28,21 @@ struct Range {
     start: usize,
     end: usize,
     owner: u64,
+    layout: FrameLayout,
+    plain: bool,
+    /// In the slots: pairs of a register's number and an offset.
+    first_save: usize,
+    saves: usize,
     first_site: usize,
     sites: usize,
-    frame_bytes: u32,
-    signing: u8,
-    movable: u8,
-    reserved: u16,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Site {
     pc: usize,
+    frame_bytes: u32,
+    registers: u32,
     first_slot: usize,
     slots: usize,
 }
@@ -72,25 +75,30 @@ impl Table {
                     sites.push(Site { first_slot: slots.len(), ..*site });
                     slots.extend_from_slice(old.slots_of(site));
                 }
-                ranges.push(Range { first_site, ..*range });
+                let first_save = slots.len();
+                slots.extend_from_slice(old.saves_of(range));
+                ranges.push(Range { first_site, first_save, ..*range });
             }
         }
         for function in added {
             let first_site = sites.len();
-            for (&pc, offsets) in &function.sites {
-                sites.push(Site { pc, first_slot: slots.len(), slots: offsets.len() });
-                slots.extend_from_slice(offsets);
+            for (&pc, site) in &function.sites {
+                let super::Site { frame_bytes, registers, .. } = *site;
+                sites.push(Site { pc, frame_bytes, registers, first_slot: slots.len(), slots: site.slots.len() });
+                slots.extend_from_slice(&site.slots);
             }
+            let first_save = slots.len();
+            slots.extend(function.saves.iter().flat_map(|&(register, offset)| [register.index() as i32, offset]));
             ranges.push(Range {
                 start: function.start,
                 end: function.end,
                 owner,
                 first_site,
                 sites: function.sites.len(),
-                frame_bytes: function.layout.frame_bytes,
-                signing: function.layout.signing as u8,
-                movable: u8::from(function.layout.movable),
-                reserved: 0,
+                layout: function.layout,
+                plain: function.layout.is_plain() && function.saves.is_empty(),
+                first_save,
+                saves: slots.len() - first_save,
             });
         }
         ranges.sort_unstable_by_key(|range| range.start);
@@ -161,13 +169,18 @@ impl Table {
     }
 
     #[inline]
+    fn saves_of(&self, range: &Range) -> &[i32] {
+        self.slots().get(range.first_save..).and_then(|rest| rest.get(..range.saves)).unwrap_or_default()
+    }
+
+    #[inline]
     fn slots_of(&self, site: &Site) -> &[i32] {
         self.slots().get(site.first_slot..).and_then(|rest| rest.get(..site.slots)).unwrap_or_default()
     }
 
     /// The function that a call with this return address stands in.
     pub fn find(&self, pc: RawPc) -> Option<Found<'_>> {
-        Cursor::new(self).find(pc)
+        Cursor::new(self).look_up(pc.address())
     }
 
     /// Whether the instruction at `pc` is managed code.
@@ -199,42 +212,52 @@ impl Drop for Table {
     }
 }
 
-/// Looks return addresses up, the last hit first: recursion stays in one function.
+/// How many return addresses a cursor remembers: a power of two.
+const REMEMBERED: usize = 16;
+
+/// Looks return addresses up, those that it has seen lately first: recursion comes back to the same calls.
 pub struct Cursor<'a> {
     table: &'a Table,
     ranges: &'a [Range],
-    last: usize,
+    /// By some of the return address' bits. A return address of 0 is nobody's.
+    remembered: [(usize, Found<'a>); REMEMBERED],
 }
 
 impl<'a> Cursor<'a> {
     /// A cursor over `table`.
     pub fn new(table: &'a Table) -> Self {
-        Cursor { table, ranges: table.ranges(), last: 0 }
+        const NOTHING: &FrameLayout = &FrameLayout::new(0, Signing::None);
+        let nothing = Found { layout: NOTHING, plain: false, frame_bytes: 0, registers: 0, slots: &[], saves: &[] };
+        Cursor { table, ranges: table.ranges(), remembered: [(0, nothing); REMEMBERED] }
     }
 
     /// See [`Table::find`].
     #[inline]
-    pub fn find(&mut self, pc: RawPc) -> Option<Found<'a>> {
+    pub fn find(&mut self, pc: RawPc) -> Option<&Found<'a>> {
         let address = pc.address();
-        // A call can be a function's last instruction: a return address belongs to the range that it ends.
-        let holds = |range: &Range| range.start < address && address <= range.end;
-        let mut hit = self.ranges.get(self.last).filter(|range| holds(range));
-        if hit.is_none() {
-            self.last = self.ranges.partition_point(|range| range.start < address).checked_sub(1)?;
-            hit = self.ranges.get(self.last).filter(|range| holds(range));
+        // Neighbouring calls are a few instructions apart.
+        let place = (address >> 2 ^ address >> 6) % REMEMBERED;
+        if self.remembered[place].0 != address || address == 0 {
+            self.remembered[place] = (address, self.look_up(address)?);
         }
-        let range = hit?;
+        Some(&self.remembered[place].1)
+    }
+
+    #[cold]
+    fn look_up(&self, address: usize) -> Option<Found<'a>> {
+        let index = self.ranges.partition_point(|range| range.start < address).checked_sub(1)?;
+        // A call can be a function's last instruction: a return address belongs to the range that it ends.
+        let range = self.ranges.get(index).filter(|range| address <= range.end)?;
+        let (layout, saves) = (&range.layout, self.table.saves_of(range));
         let sites = self.table.sites_of(range);
-        let slots = match sites.binary_search_by_key(&address, |site| site.pc) {
-            Ok(index) => self.table.slots_of(&sites[index]),
-            Err(_) => &[],
+        let Ok(index) = sites.binary_search_by_key(&address, |site| site.pc) else {
+            let frame_bytes = layout.frame_bytes;
+            return Some(Found { layout, plain: range.plain, frame_bytes, registers: 0, slots: &[], saves });
         };
-        let layout = FrameLayout {
-            frame_bytes: range.frame_bytes,
-            signing: Signing::from_byte(range.signing)?,
-            movable: range.movable != 0,
-        };
-        Some(Found { layout, slots })
+        let site = &sites[index];
+        let Site { frame_bytes, registers, .. } = *site;
+        let plain = range.plain && registers == 0;
+        Some(Found { layout, plain, frame_bytes, registers, slots: self.table.slots_of(site), saves })
     }
 }
 

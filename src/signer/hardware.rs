@@ -1,8 +1,8 @@
 //! The signer of the CPU that this runs on.
 
 use super::Signer;
-use crate::abi::{Rebinding, Record};
-use crate::pac::{Modifier, RawPc, SignedPc, Signing, Tampered};
+use crate::abi::{Detail, Rebinding, Record};
+use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing, Tampered};
 use crate::{arch, published};
 
 /// The CPU. On x86-64, and on arm64 without pointer authentication, it signs nothing and enforces nothing.
@@ -27,24 +27,45 @@ impl Signer for Hardware {
         Ok(RawPc::new(word.word() as usize))
     }
 
+    fn authenticate_pointer(&self, word: SignedPointer, slot: usize, signing: PointerSigning) -> Result<u64, Tampered> {
+        if signing != PointerSigning::None && self.authenticates() {
+            return Ok(arch::authenticate_pointer(word, signing, slot));
+        }
+        Ok(word.word())
+    }
+
     unsafe fn rebind(
         &self,
         source: &Record,
         destination: &Record,
         low: usize,
         plan: &[Rebinding],
+        details: &[Detail],
         shadow: Option<&[u64]>,
     ) -> Result<(), Tampered> {
         // SAFETY: the caller's.
-        let verdict = unsafe { arch::rebind(source, destination, low, plan, shadow) };
-        match verdict.reason {
-            arch::Reason::Done => Ok(()),
-            arch::Reason::Bounds => {
-                Err(Tampered { evidence: "the plan names a place outside the span", slot: verdict.slot })
-            }
-            arch::Reason::Word => {
-                Err(Tampered { evidence: "a return address is not the one planned with", slot: verdict.slot })
-            }
-        }
+        let verdict = unsafe { arch::rebind(source, destination, low, plan, details, shadow) };
+        answer(verdict, "a return address is not the one planned with")
+    }
+
+    unsafe fn rebind_pointers(
+        &self,
+        source: &Record,
+        destination: &Record,
+        low: usize,
+        plan: &[Rebinding],
+    ) -> Result<(), Tampered> {
+        // SAFETY: the caller's.
+        let verdict = unsafe { arch::rebind_pointers(source, destination, low, plan) };
+        answer(verdict, "a frame pointer is not the one planned with")
+    }
+}
+
+fn answer(verdict: arch::Verdict, other: &'static str) -> Result<(), Tampered> {
+    let slot = verdict.slot;
+    match verdict.reason {
+        arch::Reason::Done => Ok(()),
+        arch::Reason::Bounds => Err(Tampered { evidence: "the plan names a place outside the span", slot }),
+        arch::Reason::Word => Err(Tampered { evidence: other, slot }),
     }
 }

@@ -5,8 +5,8 @@
 //! somebody must play the compiled code that made the frames.
 
 use super::Signer;
-use crate::abi::{Rebinding, Record};
-use crate::pac::{Modifier, RawPc, SignedPc, Signing, Tampered};
+use crate::abi::{Detail, Rebinding, Record, form};
+use crate::pac::{Binding, Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing, Tampered};
 use crate::segment::{read_word, write_word};
 
 /// Where the signature stands with 48-bit addresses: 7 bits, as on Linux with top-byte-ignore.
@@ -33,21 +33,37 @@ impl Model {
     /// What `paciasp` or `pacibsp` in compiled code does at entry.
     pub fn sign(&self, pc: RawPc, signing: Signing, modifier: Modifier) -> SignedPc {
         let raw = pc.address() as u64;
-        SignedPc::from_word(if self.enforces(signing) { raw | self.mac(raw, signing, modifier) } else { raw })
+        let key = self.keys[usize::from(signing == Signing::B)];
+        SignedPc::from_word(if self.enforces(signing) { raw | mac(key, raw, modifier) } else { raw })
     }
 
-    fn mac(&self, raw: u64, signing: Signing, modifier: Modifier) -> u64 {
-        let key = self.keys[usize::from(signing == Signing::B)];
-        let mut state = key ^ 0x9e37_79b9_7f4a_7c15;
-        for word in [raw, modifier.value()] {
-            // splitmix64's finaliser: every input bit reaches every output bit.
-            state = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
-            state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            state ^= state >> 31;
-        }
-        state & FIELD
+    /// What `pacda` or `pacdb` in compiled code does to a frame pointer that goes to `slot`.
+    pub fn sign_pointer(&self, pointer: u64, signing: PointerSigning, slot: usize) -> SignedPointer {
+        let signs = self.present && signing != PointerSigning::None;
+        // The data keys, made of the others: no word signed with one kind passes for one of the other.
+        let key = !self.keys[usize::from(signing == PointerSigning::B)];
+        SignedPointer::from_word(if signs { pointer | mac(key, pointer, Modifier::new(slot as u64)) } else { pointer })
     }
+
+    /// Whether an entry's place lies in the span and in the destination.
+    fn bounded(source: &Record, destination: &Record, low: usize, entry: &Rebinding) -> bool {
+        let slot = entry.slot();
+        let delta = destination.top.wrapping_sub(source.top);
+        slot >= low && source.holds(slot, 8) && destination.holds(slot.wrapping_add(delta), 8)
+    }
+}
+
+/// The MAC of an address and a modifier.
+fn mac(key: u64, raw: u64, modifier: Modifier) -> u64 {
+    let mut state = key ^ 0x9e37_79b9_7f4a_7c15;
+    for word in [raw, modifier.value()] {
+        // splitmix64's finaliser: every input bit reaches every output bit.
+        state = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        state ^= state >> 31;
+    }
+    state & FIELD
 }
 
 impl Signer for Model {
@@ -71,33 +87,83 @@ impl Signer for Model {
         }
     }
 
+    fn authenticate_pointer(&self, word: SignedPointer, slot: usize, signing: PointerSigning) -> Result<u64, Tampered> {
+        let signs = self.present && signing != PointerSigning::None;
+        let pointer = if signs { word.word() & !FIELD } else { word.word() };
+        if self.sign_pointer(pointer, signing, slot) == word {
+            Ok(pointer)
+        } else {
+            Err(Tampered { evidence: "a frame pointer does not authenticate", slot })
+        }
+    }
+
     unsafe fn rebind(
         &self,
         source: &Record,
         destination: &Record,
         low: usize,
         plan: &[Rebinding],
+        details: &[Detail],
         shadow: Option<&[u64]>,
     ) -> Result<(), Tampered> {
         let delta = destination.top.wrapping_sub(source.top);
+        let mut details = details.iter();
         for (index, entry) in plan.iter().enumerate() {
-            let slot = entry.slot;
-            let bounded = slot.is_multiple_of(8)
-                && slot >= low
-                && source.holds(slot, 8)
-                && destination.holds(slot.wrapping_add(delta), 8);
-            let (true, Some(signing)) = (bounded, entry.signing()) else {
+            let slot = entry.slot();
+            let how = match entry.form() {
+                form::UNSIGNED if !self.present => Some((Signing::None, Binding::Cfa, 0)),
+                form::A if self.present => Some((Signing::A, Binding::Cfa, 0)),
+                form::B if self.present => Some((Signing::B, Binding::Cfa, 0)),
+                form::DESCRIBED if self.present => details.next().and_then(|detail| detail.parts()),
+                _ => None,
+            };
+            let (true, Some((signing, binding, beyond))) = (Self::bounded(source, destination, low, entry), how) else {
                 return Err(Tampered { evidence: "the plan names a place outside the span", slot });
             };
             // SAFETY: the slot lies in the source segment, which the caller keeps mapped.
             let word = SignedPc::from_word(unsafe { read_word(slot) });
-            let old = Modifier::new((slot + 8) as u64);
-            let pc = self.authenticate(word, slot, signing, old)?;
+            let cfa = slot.wrapping_add(8 + beyond);
+            let pc = self.authenticate(word, slot, signing, binding.modifier(cfa))?;
             if pc != entry.pc || shadow.is_some_and(|shadow| shadow.get(index) != Some(&(pc.address() as u64))) {
                 return Err(Tampered { evidence: "a return address is not the one planned with", slot });
             }
             let moved = slot.wrapping_add(delta);
-            let word = self.sign(pc, signing, Modifier::new((moved + 8) as u64));
+            let word = self.sign(pc, signing, binding.modifier(cfa.wrapping_add(delta)));
+            // SAFETY: `moved` lies in the destination segment, mapped and not yet in use.
+            unsafe { write_word(moved, word.word()) };
+        }
+        Ok(())
+    }
+
+    unsafe fn rebind_pointers(
+        &self,
+        source: &Record,
+        destination: &Record,
+        low: usize,
+        plan: &[Rebinding],
+    ) -> Result<(), Tampered> {
+        let delta = destination.top.wrapping_sub(source.top);
+        for entry in plan {
+            let slot = entry.slot();
+            let signing = match entry.form() {
+                form::A if self.present => Some(PointerSigning::A),
+                form::B if self.present => Some(PointerSigning::B),
+                _ => None,
+            };
+            let (true, Some(signing)) = (Self::bounded(source, destination, low, entry), signing) else {
+                return Err(Tampered { evidence: "the plan names a place outside the span", slot });
+            };
+            // SAFETY: the slot lies in the source segment, which the caller keeps mapped.
+            let word = SignedPointer::from_word(unsafe { read_word(slot) });
+            let mut pointer = self.authenticate_pointer(word, slot, signing)? as usize;
+            if pointer != entry.pc.address() {
+                return Err(Tampered { evidence: "a frame pointer is not the one planned with", slot });
+            }
+            if pointer >= source.base && pointer < source.top {
+                pointer = pointer.wrapping_add(delta);
+            }
+            let moved = slot.wrapping_add(delta);
+            let word = self.sign_pointer(pointer as u64, signing, moved);
             // SAFETY: `moved` lies in the destination segment, mapped and not yet in use.
             unsafe { write_word(moved, word.word()) };
         }

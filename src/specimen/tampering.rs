@@ -10,11 +10,10 @@
 //! - Every word of the span is the source's, but for return addresses (re-signed), saved frame pointers and the
 //!   slots that the code map names (rebased by delta when they point into the source).
 
-use super::{NATIVE_FP, PATTERN, Seen, Specimen};
-use crate::abi::Rebinding;
-use crate::abi::Record;
-use crate::error::Refusal;
-use crate::pac::{Modifier, RawPc, SignedPc, Signing, Tampered};
+use super::{PATTERN, Seen, Specimen};
+use crate::abi::{Detail, Rebinding, Record};
+use crate::error::{Error, Refusal};
+use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing, Tampered};
 use crate::plan::Plan;
 use crate::relocate::relocate;
 use crate::signer::Signer;
@@ -60,13 +59,19 @@ pub enum Write {
     Slot(usize, u64),
     /// Changes these bits of a planned return address.
     Pc(usize, u64),
-    /// Changes these bits of a planned signing.
+    /// Changes these bits, of three, of what a planned entry says of its signing.
     Signing(usize, u64),
+    /// Changes these bits of what a described entry says besides.
+    Detail(usize, u64),
+    /// Changes these bits of the place of a signed frame pointer. At [`Moment::Planned`] only.
+    Signed(usize, u64),
+    /// Changes these bits of the index of a frame pointer that stands apart. At [`Moment::Planned`] only.
+    Link(usize, u64),
     /// Changes these bits of the address of a slot that is to be rebased. At [`Moment::Planned`] only.
     Pointer(usize, u64),
     /// Changes these bits of the span's lowest address. At [`Moment::Planned`] only.
     Low(u64),
-    /// Changes these bits of the entry frame's frame pointer. At [`Moment::Planned`] only.
+    /// Changes these bits of each frame pointer that the plan expects to stand apart. At [`Moment::Planned`] only.
     NativeFp(u64),
 }
 
@@ -83,7 +88,7 @@ impl Tampering {
     /// A tampering made of decisions: `pick(n)` gives a number below `n`, which is never 0.
     pub fn choose(pick: &mut dyn FnMut(u64) -> u64) -> Tampering {
         let moment = [Moment::Begun, Moment::Planned, Moment::Rebased][pick(3) as usize];
-        let kind = pick(11);
+        let kind = pick(14);
         let index = pick(1 << 16) as usize;
         let bits = match pick(3) {
             0 => 1 << pick(64),
@@ -101,6 +106,9 @@ impl Tampering {
             7 => Write::Signing(index, bits & 7),
             8 => Write::Pointer(index, bits),
             9 => Write::Low(bits),
+            10 => Write::Detail(index, bits),
+            11 => Write::Signed(index, bits),
+            12 => Write::Link(index, bits),
             _ => Write::NativeFp(bits),
         };
         Tampering { moment, write }
@@ -112,6 +120,9 @@ impl Tampering {
             Write::Slot(..)
             | Write::Pc(..)
             | Write::Signing(..)
+            | Write::Detail(..)
+            | Write::Signed(..)
+            | Write::Link(..)
             | Write::Pointer(..)
             | Write::Low(..)
             | Write::NativeFp(..) => true,
@@ -152,22 +163,19 @@ impl Specimen {
         for write in at(Moment::Begun) {
             self.write(write);
         }
-        let walked = self.walk(&self.source, self.youngest);
+        let pieces = self.pieces.clone();
+        let registers = self.registers.image();
+        let walked = self.walk(&self.source, &pieces);
         let mut plan = Plan::new();
-        let made = plan.make(Walk::new(
-            &self.model,
-            &self.table,
-            self.bounds(&self.source, &[self.piece(&self.source, self.youngest)]),
-        ));
+        let made = plan.make(&self.model, Walk::new(&self.model, &self.table, self.bounds(&self.source, &pieces)));
         assert_eq!(made.as_ref().err(), walked.as_ref().err(), "the plan and the walk disagree");
         if let Err(refusal) = made {
-            return self.ended(walked, Err(refusal));
+            return self.ended(walked, Err(refusal), &registers);
         }
         for write in at(Moment::Planned) {
             self.write(write);
             write.rewrite(&mut plan);
         }
-        let pieces = [self.piece(&self.source, self.youngest)];
         let bounds = self.bounds(&self.source, &pieces);
         let attacked = Attacked {
             model: self.model,
@@ -181,54 +189,69 @@ impl Specimen {
         for (index, word) in attacked.written.into_inner() {
             self.image[index] = word;
         }
-        let outcome = self.ended(walked, moved);
+        let outcome = self.ended(walked, moved, &registers);
         if let (Ok(frames), Ok(moved)) = (&outcome.walked, &outcome.moved) {
             let misled = tampering.iter().any(Tampering::misleads);
-            self.check_moved(frames, *moved, &planned, &outcome.destination, misled);
+            self.check_moved(frames, *moved, &planned, &registers, &outcome.destination, misled);
         }
         outcome
     }
 
     /// The laws of every end, good or bad.
-    fn ended(&self, walked: Result<Vec<Seen>, Refusal>, moved: Result<usize, Refusal>) -> Outcome {
+    fn ended(&self, walked: Result<Vec<Seen>, Refusal>, moved: Result<usize, Refusal>, registers: &[u64]) -> Outcome {
         assert_eq!(self.source.image(), self.image, "the source was written");
         let destination = self.destination.image();
         let untouched = |words: &[u64]| words.iter().all(|&word| word == PATTERN);
-        let span = (self.source.record.top - self.youngest) / 8;
+        let span = (self.source.record.top - self.youngest()) / 8;
         assert!(untouched(&destination[..destination.len().saturating_sub(span)]), "written below the moved span");
         if walked.is_err() || matches!(moved, Err(Refusal::Error(_))) {
             assert!(untouched(&destination), "the destination was written without a plan");
         }
+        if moved.is_err() {
+            assert_eq!(self.registers.image(), registers, "saved registers were written though nothing moved");
+        }
         Outcome { walked, moved, destination }
     }
 
-    fn check_moved(&self, frames: &[Seen], moved: usize, planned: &[u64], destination: &[u64], misled: bool) {
+    fn check_moved(
+        &self,
+        frames: &[Seen],
+        moved: usize,
+        planned: &[u64],
+        registers: &[u64],
+        destination: &[u64],
+        misled: bool,
+    ) {
         let delta = self.delta();
-        assert_eq!(moved, self.youngest.wrapping_add(delta), "the youngest record is not where it should be");
-        let expected: Vec<Seen> = frames.iter().map(|frame| frame.moved(delta)).collect();
-        match self.walk(&self.destination, moved) {
+        let Record { base, top, .. } = self.source.record;
+        assert_eq!(moved, self.youngest().wrapping_add(delta), "the youngest record is not where it should be");
+        let expected: Vec<Seen> = frames.iter().map(|frame| frame.moved(&self.source.record, delta)).collect();
+        match self.walk(&self.destination, &self.pieces_in(&self.destination)) {
             Ok(seen) => assert_eq!(seen, expected, "the moved frames are others"),
+            Err(Refusal::Error(Error::HiddenPointer { .. })) => {}
             Err(refusal) => assert!(misled, "the moved frames are refused: {refusal:?}"),
         }
         if misled {
             return;
         }
         let mut words = planned.to_vec();
-        let Record { base, top, .. } = self.source.record;
+        let mut kept = registers.to_vec();
         let index = |address: usize| (address - base) / 8;
-        for slot in frames.iter().flat_map(Seen::pointers) {
-            let word = &mut words[index(slot)];
+        let block = self.registers.record.base;
+        for &place in frames.iter().flat_map(|frame| &frame.pointers) {
+            let word =
+                if (base..top).contains(&place) { &mut words[index(place)] } else { &mut kept[(place - block) / 8] };
             if (base as u64..top as u64).contains(word) {
                 *word = word.wrapping_add(delta as u64);
             }
         }
         for (frame, after) in frames.iter().zip(&expected) {
-            let caller = after.caller.as_ref().map_or(NATIVE_FP, |(record, _)| *record as u64);
-            words[index(frame.record)] = caller;
-            words[index(frame.record + 8)] = self.signed(after).word();
+            words[index(frame.record)] = self.signed_pointer(after).word();
+            words[index(frame.slot())] = self.signed(after).word();
         }
-        let span = &words[index(self.youngest)..];
+        let span = &words[index(self.youngest())..];
         assert_eq!(&destination[destination.len() - span.len()..], span, "a word of the span is wrong");
+        assert_eq!(self.registers.image(), kept, "a saved register is wrong");
     }
 
     /// Writes to the source or to the shadow stack.
@@ -287,7 +310,7 @@ impl Write {
         match self {
             Write::Slot(index, bits) => {
                 if let Some(entry) = rebindings.get_mut(index % len) {
-                    entry.slot ^= bits as usize;
+                    *entry.place_mut() ^= bits as usize;
                 }
             }
             Write::Pc(index, bits) => {
@@ -297,17 +320,39 @@ impl Write {
             }
             Write::Signing(index, bits) => {
                 if let Some(entry) = rebindings.get_mut(index % len) {
-                    entry.signing ^= bits;
+                    *entry.place_mut() ^= bits as usize & 7;
                 }
             }
             _ => {}
         }
     }
 
+    fn detail(self, details: &mut [Detail]) {
+        let len = details.len().max(1);
+        if let Write::Detail(index, bits) = self
+            && let Some(detail) = details.get_mut(index % len)
+        {
+            detail.0 ^= bits;
+        }
+    }
+
     fn rewrite(self, plan: &mut Plan) {
         let plan = plan.exposed();
         self.rebinding(plan.rebindings);
+        self.detail(plan.details);
         match self {
+            Write::Signed(index, bits) => {
+                let index = index % plan.signed.len().max(1);
+                if let Some(entry) = plan.signed.get_mut(index) {
+                    *entry.place_mut() ^= bits as usize;
+                }
+            }
+            Write::Link(index, bits) => {
+                let index = index % plan.links.len().max(1);
+                if let Some(link) = plan.links.get_mut(index) {
+                    link.index ^= bits as usize;
+                }
+            }
             Write::Pointer(index, bits) => {
                 let index = index % plan.pointers.len().max(1);
                 if let Some(pointer) = plan.pointers.get_mut(index) {
@@ -315,7 +360,7 @@ impl Write {
                 }
             }
             Write::Low(bits) => *plan.low ^= bits as usize,
-            Write::NativeFp(bits) => plan.pieces.iter_mut().for_each(|(_, fp)| *fp ^= bits),
+            Write::NativeFp(bits) => plan.links.iter_mut().for_each(|link| link.value ^= bits),
             _ => {}
         }
     }
@@ -345,16 +390,22 @@ impl Signer for Attacked<'_> {
         self.model.authenticate(word, slot, signing, modifier)
     }
 
+    fn authenticate_pointer(&self, word: SignedPointer, slot: usize, signing: PointerSigning) -> Result<u64, Tampered> {
+        self.model.authenticate_pointer(word, slot, signing)
+    }
+
     unsafe fn rebind(
         &self,
         source: &Record,
         destination: &Record,
         low: usize,
         plan: &[Rebinding],
+        details: &[Detail],
         shadow: Option<&[u64]>,
     ) -> Result<(), Tampered> {
         let mut image = self.image.to_vec();
         let mut plan = plan.to_vec();
+        let mut details = details.to_vec();
         let mut shadow = shadow.map(<[u64]>::to_vec);
         let pcs: Vec<u64> = plan.iter().map(|entry| entry.pc.address() as u64).collect();
         for &write in &self.at_rebind {
@@ -366,11 +417,23 @@ impl Signer for Attacked<'_> {
                 self.written.borrow_mut().push((index, word));
             }
             write.rebinding(&mut plan);
+            write.detail(&mut details);
             if let Some(shadow) = &mut shadow {
                 write.shadow(shadow);
             }
         }
         // SAFETY: the caller's.
-        unsafe { self.model.rebind(source, destination, low, &plan, shadow.as_deref()) }
+        unsafe { self.model.rebind(source, destination, low, &plan, &details, shadow.as_deref()) }
+    }
+
+    unsafe fn rebind_pointers(
+        &self,
+        source: &Record,
+        destination: &Record,
+        low: usize,
+        plan: &[Rebinding],
+    ) -> Result<(), Tampered> {
+        // SAFETY: the caller's.
+        unsafe { self.model.rebind_pointers(source, destination, low, plan) }
     }
 }

@@ -228,7 +228,7 @@ impl Compiler {
         let mut code = Code { registered: None, jit: Some(self.jit), compiled: self.compiled };
         let mut registration = Registration::new();
         for function in &code.compiled {
-            let layout = FrameLayout { frame_bytes: function.frame_bytes, signing: self.key.signing(), movable: true };
+            let layout = FrameLayout::new(function.frame_bytes, self.key.signing());
             registration.function(RawPc::new(code.address(function.id)), function.len, layout)?;
         }
         code.registered = Some(registration.publish()?);

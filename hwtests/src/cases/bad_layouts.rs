@@ -12,7 +12,7 @@ use cfi_stack::pac::{RawPc, Signing};
 use cfi_stack::thread::Thread;
 use cfi_stack::{Error, Exit, Stack};
 
-const LAYOUT: FrameLayout = FrameLayout { frame_bytes: 64, signing: Signing::A, movable: true };
+const LAYOUT: FrameLayout = FrameLayout::new(64, Signing::A);
 
 /// A22.
 pub fn impossible(class: &Class) -> Report {

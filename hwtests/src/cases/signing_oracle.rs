@@ -30,12 +30,12 @@ pub fn chosen_values(class: &Class) -> Report {
         tally.control(key, &run(|| under_attack(function, DEPTH, Step::Rebased, |_| {})));
     }
     if !class.pac() {
-        // Nothing signs. The word must be the one that was planned with.
+        // Nothing signs, and nothing is taken from the source once it is copied: the destination's words must be the planned ones.
         let function = managed::recurse_a();
         for (what, choice) in [("foreign code", FOREIGN_CODE), ("another frame's", ANOTHERS)] {
             let end = run(|| attempt(function, Dice::new("A25", 0), choice));
             unwritten(&mut tally, what, &end);
-            tally.attack(what, &end, &[Code::K]);
+            tally.attack(what, &end, &[Code::C]);
         }
         return tally.report();
     }
