@@ -20,6 +20,7 @@
 //! | `policy`, `link`, `stack`, [`engine`] | the embedder's numbers; the segments of a stack; one growable stack; what engines use |
 //! | [`fudge`] | how much stack native code takes that is called on a managed segment |
 //! | [`coroutine`], [`continuation`], `future` | the faces of switching: safe Rust, an engine's effect handlers, await on a stack |
+//! | `ensure` | room for native code: [`ensure()`] |
 //!
 //! A caller's mistake is a typed [`Error`] and the stack runs on. Evidence of tampering ends the process: by the
 //! CPU's own fault, by a `brk` of ours, or by one line on stderr and SIGABRT.
@@ -55,6 +56,8 @@ mod directory;
 #[cfg(cfi_stack_native)]
 pub mod engine;
 #[cfg(cfi_stack_native)]
+mod ensure;
+#[cfg(cfi_stack_native)]
 pub mod features;
 #[cfg(cfi_stack_native)]
 pub mod fudge;
@@ -83,6 +86,8 @@ mod system;
 #[cfg(cfi_stack_native)]
 pub mod thread;
 
+#[cfg(cfi_stack_native)]
+pub use ensure::ensure;
 pub use error::Error;
 pub use policy::Policy;
 #[cfg(cfi_stack_native)]

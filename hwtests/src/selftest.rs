@@ -7,6 +7,7 @@ mod faults;
 mod growth;
 mod leaks;
 mod link;
+mod link_native;
 mod measured;
 mod several;
 mod slabs;
@@ -57,6 +58,7 @@ pub const SELFTESTS: &[Case] = &[
     Case { id: "S25", title: "futures that have stacks, around managed code too", run: coroutines::futures },
     Case { id: "S35", title: "link calls carry arguments and results of every size", run: link::arguments },
     Case { id: "S36", title: "link calls within each other, growth, ways out, oscillation", run: link::nests },
+    Case { id: "S37", title: "native code gets the room that it asks for", run: link_native::ensured },
     Case { id: "S42", title: "native code called on the managed segment is measured to the word", run: measured::hogs },
     Case { id: "S43", title: "measured calls nest, exit, leave, and cannot be moved", run: measured::around },
 ];
