@@ -10,17 +10,27 @@
  *  - A return address is never written. New ones come from `call`; dropped ones are popped from both stacks.
  *  - No `call` has displacement 0: that one would not be pushed on the shadow stack.
  *
- * The frame chain runs across the stacks: managed code's oldest frame saves enter's rbp, native code called by exit
- * saves exit's. So the CFA of every stub is rbp + 16, on whichever stack, and debuggers walk through to main. They are
- * marked as signal frames because gdb otherwise takes a chain that does not go upwards for a corrupt stack.
+ * The frame chain runs across the stacks: managed code's oldest frame saves enter's rbp; native code that exit or grow calls saves the
+ * address of a link record on the native stack, which leads to the stub's frame record. So the CFA of every stub is rbp + 16, or *rbp + 16
+ * while rbp is a link record's address, and debuggers walk through to main. The stubs are marked as signal frames because gdb otherwise takes
+ * a chain that does not go upwards for a corrupt stack. When frames move while native code runs, the link record's first word is what
+ * changes on the native stack, and the stub takes the managed stack pointer from there.
+ *
+ * Entries nest: native code that exit called enters the stack again, with a frame further down the native stack; its managed frames begin
+ * below exit's record. control is about the innermost entry; what the outer ones need is kept by Rust (src/stack/nested.rs).
  *
  *      thread's own stack                          managed segment
  *      | ...              |                        +-------------------+ record.top
  *      | return to Rust   |                        | entry_return      | pushed by enter's call
  *  rbp | rbp of Rust      | <--------------------- | rbp of enter      | frame record of the oldest managed frame
  *      | rbx r12 .. r15   |                        | ...               |
- *      | control          |  control.native_sp     | frame record      | of exit or grow
+ *      | control          |  control.native_sp     |                   |
  *      +------------------+                        +-------------------+
+ *      | 0                |                        | return address    |
+ *      | control          |                        | caller's rbp      | frame record of exit, grow or suspend
+ *      | address in stub  |                 .----> +-------------------+ managed rsp
+ *  rbp | record's address | control.link ---'
+ *      +------------------+ link record
  */
 
 #include "x86_64_managed.h"
@@ -36,30 +46,15 @@
  *   in       rdi control (idle), rsi entry, rdx rcx r8 r9 arguments
  *   out      rax
  *   clobbers what a C call may
- *   stack    native: one frame, kept until entry returns; managed: from record.top; SP comes back by itself (rbp)
+ *   stack    native: one frame, kept until entry returns; managed: from record.top or, when control has a link record, from the frame
+ *            record that it names; SP comes back by itself (rbp)
  *   shadow   native: a token on top while managed code runs; managed: token in, token out at the same place
  *   signs    nothing
  */
 FUNC cfi_stack_enter
         .cfi_startproc
         .cfi_signal_frame
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
-        push    %rbx
-        push    %r12
-        push    %r13
-        push    %r14
-        push    %r15
-        push    %rdi                    /* control; rsp is 16-byte aligned here */
-        .cfi_offset %rbx, -24
-        .cfi_offset %r12, -32
-        .cfi_offset %r13, -40
-        .cfi_offset %r14, -48
-        .cfi_offset %r15, -56
+        ENTRY_PROLOGUE
         mov     %rdi, %r12
         mov     %rsi, %rax
         mov     %rdx, %rdi
@@ -68,15 +63,24 @@ FUNC cfi_stack_enter
         mov     %r9, %rcx
         mov     %rsp, NATIVE_SP(%r12)
         SHADOW_SWITCH r12, NATIVE_TOKEN, TOKEN, r10, r11
-        mov     SEGMENT(%r12), %r11
-        mov     REC_TOP(%r11), %rsp
+        mov     LINK(%r12), %r11
+        test    %r11, %r11
+        jz      1f
+        LOAD_LINK r11, r12, r10, r8
+        movq    $0, LINK(%r12)
+        jmp     2f
+1:      mov     SEGMENT(%r12), %r11
+        mov     REC_TOP(%r11), %r10
+2:      mov     %r10, %rsp
         call    *%rax
         .globl  cfi_stack_entry_return
         .hidden cfi_stack_entry_return
 cfi_stack_entry_return:
         lea     -ENTRY_FRAME(%rbp), %rsp
         mov     (%rsp), %r12
-.Lback_to_native:
+        .globl  cfi_stack_back_to_native
+        .hidden cfi_stack_back_to_native
+cfi_stack_back_to_native:               /* r12 control, rsp and rbp enter's, rax result, managed shadow stack */
         SHADOW_SWITCH r12, TOKEN, NATIVE_TOKEN, r10, r11
         mov     -8(%rbp), %rbx
         mov     -16(%rbp), %r12
@@ -96,23 +100,12 @@ cfi_stack_entry_return:
         .cfi_endproc
 END cfi_stack_enter
 
-/* To enter's frame: rsp and rbp, r12 control, rax the code. In: rdi act, rsi code. Clobbers r11. */
-        .macro TO_ENTRY_FRAME
-        .cfi_undefined %r12
+/* r12 control, rax the code, then to the entry frame. In: rdi act, rsi code. */
+        .macro LEAVE
         mov     ACT_CONTROL(%rdi), %r12
         mov     %rsi, %rax
         movq    $OUTCOME_LEFT, OUTCOME(%r12)
-        mov     NATIVE_SP(%r12), %r11
-        lea     ENTRY_FRAME(%r11), %rbp
-        .cfi_def_cfa %rbp, 16
-        .cfi_offset %rip, -8
-        .cfi_offset %rbp, -16
-        .cfi_offset %rbx, -24
-        .cfi_offset %r12, -32
-        .cfi_offset %r13, -40
-        .cfi_offset %r14, -48
-        .cfi_offset %r15, -56
-        mov     %r11, %rsp
+        TO_ENTRY_FRAME
         .endm
 
 /*
@@ -128,31 +121,35 @@ FUNC cfi_stack_leave_from_signal
         .cfi_signal_frame
         .cfi_undefined %rip
         endbr64
-        TO_ENTRY_FRAME
-        jmp     .Lunwind
+        .cfi_undefined %r12
+        LEAVE
+        jmp     cfi_stack_unwind
         .cfi_endproc
 END cfi_stack_leave_from_signal
 
 /*
  * leave(Activation *act, u64 code) -> !
  *
- * Pops both stacks to the entry frame; enter returns code.
+ * Pops both stacks to the innermost entry's frame; that enter returns code.
  *   in       rdi act, rsi code; called by managed code
- *   stack    native: back in enter's frame; managed: abandoned up to record.top
- *   shadow   managed: popped to its top by incsspq, token left there; native: as enter found it
+ *   stack    native: back in enter's frame; managed: abandoned up to where that entry began
+ *   shadow   managed: popped by incsspq to where it was at that entry, token left there; native: as enter found it
  *   signs    nothing
  */
 FUNC cfi_stack_leave
         .cfi_startproc
         .cfi_signal_frame
         endbr64
-        TO_ENTRY_FRAME
-.Lunwind:                               /* r12 control, rsp and rbp enter's, rax result, managed shadow stack */
+        .cfi_undefined %r12
+        LEAVE
+        .globl  cfi_stack_unwind
+        .hidden cfi_stack_unwind
+cfi_stack_unwind:                       /* r12 control, rsp and rbp enter's, rax result, managed shadow stack */
         xor     %r10d, %r10d
         rdsspq  %r10
         test    %r10, %r10
-        jz      .Lback_to_native
-        mov     SHADOW_TOP(%r12), %r11
+        jz      cfi_stack_back_to_native
+        mov     SHADOW_LEVEL(%r12), %r11
         sub     %r10, %r11
         shr     $3, %r11                /* entries to pop */
         mov     $255, %r10d             /* the most that one incsspq pops */
@@ -162,21 +159,23 @@ FUNC cfi_stack_leave
         sub     %r10, %r11
         jmp     1b
 2:      test    %r11, %r11
-        jz      .Lback_to_native        /* incsspq reads the top entry even when it pops none */
+        jz      cfi_stack_back_to_native        /* incsspq reads the top entry even when it pops none */
         incsspq %r11
-        jmp     .Lback_to_native
+        jmp     cfi_stack_back_to_native
         .cfi_endproc
 END cfi_stack_leave
 
 /*
  * u64 exit(Activation *act, u64 (*f)(u64, u64, u64), u64 a0, u64 a1, u64 a2)
  *
- * Managed code calls native code: f(a0, a1, a2) on the thread's own stacks.
+ * Managed code calls native code: f(a0, a1, a2) on the thread's own stacks. While f runs, the frames may move.
  *   in       rdi act, rsi f, rdx rcx r8 arguments
  *   out      rax; clobbers what a C call may
- *   stack    managed: a frame record, 16 bytes with the return address; native: below enter's frame
+ *   stack    managed: a frame record, 16 bytes with the return address; native: a link record of 32 bytes below the innermost entry's
+ *            frame. The managed rsp comes back from the link record, not from f's rbp, and must lie in the present segment
  *   shadow   managed: a token on top while f runs; native: token in, token out
  *   signs    nothing
+ *   traps    ud2 when the link record names no place in the segment
  */
 FUNC cfi_stack_exit
         .cfi_startproc
@@ -189,17 +188,17 @@ FUNC cfi_stack_exit
         .cfi_def_cfa_register %rbp
         mov     ACT_CONTROL(%rdi), %r11
         SHADOW_SWITCH r11, TOKEN, NATIVE_TOKEN, r9, r10
-        mov     NATIVE_SP(%r11), %rsp
-        push    %r11
-        push    %r11                    /* twice: keeps rsp 16-byte aligned */
+        LINK_TO_NATIVE r11, 1f, r9
         mov     %rsi, %rax
         mov     %rdx, %rdi
         mov     %rcx, %rsi
         mov     %r8, %rdx
         call    *%rax
-        mov     (%rsp), %r11
+1:      mov     LINK_CONTROL(%rsp), %r11
+        movq    $0, LINK(%r11)
         SHADOW_SWITCH r11, NATIVE_TOKEN, TOKEN, r9, r10
-        mov     %rbp, %rsp
+        LOAD_LINK rsp, r11, r10, r9
+        mov     %r10, %rsp
         pop     %rbp
         .cfi_def_cfa %rsp, 8
         .cfi_restore %rbp
@@ -213,13 +212,15 @@ END cfi_stack_exit
  * Makes room below managed code's stack pointer: saves everything on the native stack, lets Rust move the frames,
  * comes back on the segment where they lie now.
  *   in       rdi act, rsi bytes
- *   out      all general registers and xmm0-15 as they were; flags clobbered; vector state above 128 bits is
- *            not kept, as in any C call
- *   stack    managed: a frame record, 16 bytes with the return address; native: 336 bytes below enter's frame
+ *   out      all general registers and xmm0-15 as they were, but for pointers into the stack that the code map finds in rbx, r12-r15;
+ *            flags clobbered; vector state above 128 bits is not kept, as in any C call
+ *   stack    managed: a frame record, 16 bytes with the return address; native: a link record as exit's and 384 bytes
  *   shadow   as exit
  *   signs    nothing; the moved return address is checked by `ret` against the shadow stack
+ *   traps    as exit
  *   fails    by the way of leave: enter returns, the outcome was set by Rust
  */
+#define GROW_SAVES      336             /* rbx, r12, r13, r14, r15: the order of Register::NAMES */
 #define GROW_CTRL       328
 #define GROW_RAX        320
 #define GROW_RCX        312
@@ -230,7 +231,7 @@ END cfi_stack_exit
 #define GROW_R9         272
 #define GROW_R10        264
 #define GROW_R11        256
-#define GROW_SIZE       336
+#define GROW_SIZE       384
 FUNC cfi_stack_grow
         .cfi_startproc
         .cfi_signal_frame
@@ -243,7 +244,7 @@ FUNC cfi_stack_grow
         mov     %r11, ACT_SCRATCH(%rdi) /* nothing more goes on the managed segment */
         mov     ACT_CONTROL(%rdi), %r11
         mov     NATIVE_SP(%r11), %rsp
-        sub     $GROW_SIZE, %rsp
+        sub     $(LINK_SIZE + GROW_SIZE), %rsp
         mov     %rax, GROW_RAX(%rsp)
         mov     %rcx, GROW_RCX(%rsp)
         mov     %rdx, GROW_RDX(%rsp)
@@ -255,22 +256,39 @@ FUNC cfi_stack_grow
         mov     ACT_SCRATCH(%rdi), %rax
         mov     %rax, GROW_R11(%rsp)
         mov     %r11, GROW_CTRL(%rsp)
+        mov     %rbx, GROW_SAVES(%rsp)
+        mov     %r12, (GROW_SAVES + 8)(%rsp)
+        mov     %r13, (GROW_SAVES + 16)(%rsp)
+        mov     %r14, (GROW_SAVES + 24)(%rsp)
+        mov     %r15, (GROW_SAVES + 32)(%rsp)
         .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
         movaps  %xmm\n, (\n * 16)(%rsp)
         .endr
+        lea     1f(%rip), %rax
+        mov     %rbp, (GROW_SIZE + LINK_RECORD)(%rsp)
+        mov     %rax, (GROW_SIZE + LINK_PC)(%rsp)
+        mov     %r11, (GROW_SIZE + LINK_CONTROL)(%rsp)
+        movq    $0, (GROW_SIZE + LINK_SEAL)(%rsp)
+        lea     GROW_SIZE(%rsp), %rbp
+        CFA_BY_LINK
+        mov     %rbp, LINK(%r11)
         SHADOW_SWITCH r11, TOKEN, NATIVE_TOKEN, r9, r10
-        mov     %rsi, %rdx
-        mov     %rbp, %rsi
+        lea     GROW_SAVES(%rsp), %rdx
         mov     %r11, %rdi
-        call    cfi_stack_on_grow       /* (control, frame record, bytes) -> its new address, or 0 */
-        mov     GROW_CTRL(%rsp), %r11
+        call    cfi_stack_on_grow       /* (control, bytes, callee-saved registers) -> 1, or 0 when there is no room */
+1:      mov     GROW_CTRL(%rsp), %r11
+        movq    $0, LINK(%r11)
         SHADOW_SWITCH r11, NATIVE_TOKEN, TOKEN, r9, r10
         test    %rax, %rax
-        jz      1f
-        mov     %rax, %rbp
+        jz      2f
         .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
         movaps  (\n * 16)(%rsp), %xmm\n
         .endr
+        lea     GROW_SIZE(%rsp), %rcx
+        LOAD_LINK rcx, r11, rdx, rax
+        mov     %rdx, %rbp
+        .cfi_remember_state
+        .cfi_def_cfa %rbp, 16
         mov     GROW_RAX(%rsp), %rax
         mov     GROW_RCX(%rsp), %rcx
         mov     GROW_RDX(%rsp), %rdx
@@ -280,24 +298,21 @@ FUNC cfi_stack_grow
         mov     GROW_R9(%rsp), %r9
         mov     GROW_R10(%rsp), %r10
         mov     GROW_R11(%rsp), %r11
+        mov     GROW_SAVES(%rsp), %rbx
+        mov     (GROW_SAVES + 8)(%rsp), %r12
+        mov     (GROW_SAVES + 16)(%rsp), %r13
+        mov     (GROW_SAVES + 24)(%rsp), %r14
+        mov     (GROW_SAVES + 32)(%rsp), %r15
         mov     %rbp, %rsp
         pop     %rbp
-        .cfi_remember_state
         .cfi_def_cfa %rsp, 8
         .cfi_restore %rbp
         ret
         .cfi_restore_state
-1:      mov     %r11, %r12
+2:      mov     %r11, %r12
         .cfi_undefined %r12
-        mov     NATIVE_SP(%r12), %r11
-        lea     ENTRY_FRAME(%r11), %rbp
-        .cfi_offset %rbx, -24
-        .cfi_offset %r12, -32
-        .cfi_offset %r13, -40
-        .cfi_offset %r14, -48
-        .cfi_offset %r15, -56
-        mov     %r11, %rsp
-        jmp     .Lunwind
+        TO_ENTRY_FRAME
+        jmp     cfi_stack_unwind
         .cfi_endproc
 END cfi_stack_grow
 

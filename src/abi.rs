@@ -178,20 +178,78 @@ impl Detail {
     }
 }
 
+/// Where managed code waits while native code runs: written by `exit` and `grow` on the native stack, by `suspend` into the control block.
+///
+/// On arm64 `seal` is a PACGA chain over `record`, bound to the address of this block, with control's address, identity and generation.
+/// On x86 what is read from here must lie in the present segment.
+#[cfg(cfi_stack_native)]
+#[repr(C, align(16))]
+#[derive(Debug, Default)]
+pub struct Link {
+    /// Address of the stub's frame record; 0 when nothing waits.
+    pub(crate) record: usize,
+    /// An address in the stub: with `record` a frame record for those who walk frame pointers.
+    pub(crate) pc: usize,
+    /// The control block.
+    pub(crate) control: usize,
+    /// 0 where nothing is sealed.
+    pub(crate) seal: u64,
+}
+
 /// The stubs' view of a stack: where the native side waits, where the tokens lie, which segment is the stack's.
 #[cfg(cfi_stack_native)]
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub struct Control {
+    /// The innermost entry's native stack pointer; stale while no entry runs.
     pub(crate) native_sp: usize,
     pub(crate) native_token: usize,
     pub(crate) token: usize,
+    /// On arm64 of `native_sp`.
     pub(crate) seal: u64,
+    /// The segment that managed code runs on.
     pub(crate) segment: *const Record,
-    pub(crate) shadow_top: usize,
+    /// The managed shadow-stack pointer when the innermost entry was made.
+    pub(crate) shadow_level: usize,
     pub(crate) identity: u64,
     pub(crate) generation: u64,
     pub(crate) outcome: u64,
+    /// Address of the link record while native code runs that managed code called; 0 otherwise.
+    pub(crate) link: usize,
+    /// Entries around the innermost one.
+    pub(crate) nested: usize,
+    reserved: usize,
+    /// Where a suspended stack waits.
+    pub(crate) suspended: Link,
+    /// Its callee-saved registers: in the order of `Register::NAMES`; on arm64 then d8-d15.
+    pub(crate) saved: [u64; SAVED],
+}
+
+/// Words of callee-saved registers that `suspend` keeps.
+#[cfg(cfi_stack_native)]
+const SAVED: usize = if cfg!(target_arch = "x86_64") { 5 } else { 18 };
+
+#[cfg(cfi_stack_native)]
+impl Control {
+    /// Of a stack that nothing runs on.
+    pub(crate) fn new(identity: u64, generation: u64, token: usize, shadow_level: usize) -> Self {
+        Control {
+            native_sp: 0,
+            native_token: 0,
+            token,
+            seal: 0,
+            segment: std::ptr::null(),
+            shadow_level,
+            identity,
+            generation,
+            outcome: 0,
+            link: 0,
+            nested: 0,
+            reserved: 0,
+            suspended: Link::default(),
+            saved: [0; SAVED],
+        }
+    }
 }
 
 /// What `link` is told of a call: whom it calls, what lies on the stack for it, how much room it wants.
@@ -323,10 +381,18 @@ const _: () = {
     assert!(std::mem::offset_of!(Control, token) == 16);
     assert!(std::mem::offset_of!(Control, seal) == 24);
     assert!(std::mem::offset_of!(Control, segment) == 32);
-    assert!(std::mem::offset_of!(Control, shadow_top) == 40);
+    assert!(std::mem::offset_of!(Control, shadow_level) == 40);
     assert!(std::mem::offset_of!(Control, identity) == 48);
     assert!(std::mem::offset_of!(Control, generation) == 56);
     assert!(std::mem::offset_of!(Control, outcome) == 64);
+    assert!(std::mem::offset_of!(Control, link) == 72);
+    assert!(std::mem::offset_of!(Control, nested) == 80);
+    assert!(std::mem::offset_of!(Control, suspended) == 96);
+    assert!(std::mem::offset_of!(Control, saved) == 128);
+    assert!(std::mem::offset_of!(Link, pc) == 8);
+    assert!(std::mem::offset_of!(Link, control) == 16);
+    assert!(std::mem::offset_of!(Link, seal) == 24);
+    assert!(size_of::<Link>() == 32);
     assert!(std::mem::offset_of!(Activation, control) == 8);
     assert!(std::mem::offset_of!(Activation, scratch) == 16);
     assert!(std::mem::offset_of!(Activation, link) == 24);

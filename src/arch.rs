@@ -2,7 +2,7 @@
 //!
 //! The contracts (registers, both stacks, what is signed with which key and modifier) stand at each stub.
 
-use crate::abi::{Control, Detail, Rebinding, Record};
+use crate::abi::{Control, Detail, Link, Rebinding, Record};
 use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing};
 
 /// How the library's own stubs sign their return address: key A where ELF unwinders expect it, key B where the
@@ -25,6 +25,15 @@ unsafe extern "C" {
     fn cfi_stack_exit();
     fn cfi_stack_leave();
     fn cfi_stack_leave_from_signal();
+    fn cfi_stack_suspend_managed();
+    fn cfi_stack_resume_managed(control: *mut Control, value: u64, oldest: *const Record) -> u64;
+    fn cfi_stack_discard(control: *mut Control);
+    fn cfi_stack_move_link(
+        link: *mut Link,
+        control: *mut Control,
+        source: *const Record,
+        destination: *const Record,
+    ) -> usize;
     fn cfi_stack_rebind(
         source: *const Record,
         destination: *const Record,
@@ -79,6 +88,47 @@ pub(crate) unsafe fn enter(control: *mut Control, entry: RawPc, args: [usize; 4]
     let [a0, a1, a2, a3] = args;
     // SAFETY: the caller's; the mode word is set because a `Thread` exists.
     unsafe { cfi_stack_enter(control, entry, a0, a1, a2, a3) }
+}
+
+/// Continues the suspended stack that `control` describes: its `suspend` returns `value`. Returns what [`enter`] would.
+///
+/// # Safety
+/// As for [`enter`]; the stack is suspended, its frames are those that `suspend` left, the youngest in `control.segment`, the oldest in
+/// `oldest`'s.
+pub(crate) unsafe fn resume(control: *mut Control, value: u64, oldest: *const Record) -> u64 {
+    // SAFETY: the caller's.
+    unsafe { cfi_stack_resume_managed(control, value, oldest) }
+}
+
+/// Pops the shadow stack of a suspended stack to where it was at its entry.
+///
+/// # Safety
+/// The stack that `control` describes is suspended and this thread's to use; its frames are never run again.
+pub(crate) unsafe fn discard(control: *mut Control) {
+    // SAFETY: the caller's.
+    unsafe { cfi_stack_discard(control) }
+}
+
+/// Where managed code waits after its frames have moved from `source` to `destination`; `None` when that is no place in them, and nothing was
+/// written. A seal that does not hold ends the process in the stub.
+///
+/// # Safety
+/// `link` is the address of a link record of the stack that `control` describes; nobody else uses either.
+pub(crate) unsafe fn move_link(
+    link: usize,
+    control: *mut Control,
+    source: &Record,
+    destination: &Record,
+) -> Option<usize> {
+    // SAFETY: the caller's; the stub reads the records and writes the link record alone.
+    let moved =
+        unsafe { cfi_stack_move_link(std::ptr::with_exposed_provenance_mut(link), control, source, destination) };
+    (moved != 0).then_some(moved)
+}
+
+/// Address of the stub by which managed code suspends its stack.
+pub(crate) fn suspend() -> RawPc {
+    RawPc::new(cfi_stack_suspend_managed as *const () as usize)
 }
 
 /// Address behind the call in `enter`: what the oldest managed frame returns to.

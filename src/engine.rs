@@ -23,10 +23,12 @@
 //!    already allocated within the reserve and `bytes` 0, or before allocating, with the bytes that it will need.
 //! 7. **Callee-saved registers** are kept as in the platform's C convention, and so are the floating-point control
 //!    registers (MXCSR, x87 control word, FPCR), which `enter` does not save.
-//! 8. **`leave`** is called for the innermost activation of the thread only, and drops frames: none owes a destructor.
+//! 8. **`leave`** is called for the innermost activation of the thread only, and drops frames up to the innermost entry: none owes a destructor.
 //! 9. **Native code** called through `exit` does not unwind and returns on the same thread; while it runs, it may enter other stacks
-//!    with other activations.
-
+//!    with other activations, and this one again ([`enter_again`]). It keeps no pointer into the stack across a call by which
+//!    frames can move: those of this module that are `unsafe`, and of managed code.
+//! 10. **A suspended stack** ([`Stubs::suspend`]) holds nothing of the thread that it ran on, if another one may resume it, and no frame
+//!     on it owes a destructor, if it may be dropped.
 //!
 //! # Linked calls
 //!
@@ -57,6 +59,7 @@ use crate::arch;
 use crate::codemap::table::Reading;
 use crate::error::Error;
 use crate::pac::RawPc;
+use crate::stack::{self, Stack};
 use crate::thread;
 use std::ptr::NonNull;
 
@@ -67,7 +70,7 @@ pub use crate::stack::Exit;
 #[derive(Clone, Copy, Debug)]
 pub struct Stubs {
     /// `grow(act: *const Activation, bytes: usize)`: makes room. `bytes` will be needed below the stack pointer at the
-    /// call, besides the reserve. Preserves every general and 128-bit vector register; flags are not preserved. Does not return when the
+    /// call, besides the reserve: code that knows what it will need asks once, before it calls. Preserves every general and 128-bit vector register; flags are not preserved. Does not return when the
     /// stack cannot grow: `enter` then returns the error.
     pub grow: RawPc,
     /// `exit(act, f: extern "C" fn(usize, usize, usize) -> u64, a0, a1, a2) -> u64`: calls native code on the thread's
@@ -78,11 +81,89 @@ pub struct Stubs {
     /// `link`: calls a function on a further segment of the same stack, whatever lies on the present one. To be called by a thunk,
     /// see [linked calls](self#linked-calls).
     pub link: RawPc,
+    /// `suspend(act, value: u64) -> u64`: the stack's entry returns `Exit::Suspended(value)`, and
+    /// [`Stack::resume`](crate::Stack::resume) makes the call return. The platform's C convention. With nested entries it drops the innermost
+    /// one's frames and has that entry return [`Error::Nested`]: the native code around it would be lost.
+    pub suspend: RawPc,
 }
 
 /// The stubs' addresses.
 pub fn stubs() -> Stubs {
-    Stubs { grow: arch::grow(), exit: arch::exit(), leave: arch::leave(), link: arch::link() }
+    Stubs { grow: arch::grow(), exit: arch::exit(), leave: arch::leave(), link: arch::link(), suspend: arch::suspend() }
+}
+
+/// From native code that managed code called through `exit`: runs `entry(args[0], .., args[3])` on the same stack, below the frames that
+/// wait there. Those may move meanwhile.
+///
+/// # Errors
+/// [`Error::NotInExit`] when `activation` is not the innermost one of this thread, or managed code runs with it: this is a signal handler, or a
+/// hook. [`Error::Thread`] in another key domain or shadow mode than the stack's. [`Error::Nested`] when the new frames were to be
+/// suspended. Any other error is why `grow` could not; the frames of this entry are gone then, and those that wait for the caller go on.
+///
+/// # Safety
+/// As for [`Stack::enter`].
+pub unsafe fn enter_again(activation: &Activation, entry: RawPc, args: [usize; 4]) -> Result<Exit, Error> {
+    // SAFETY: the caller's.
+    unsafe { stack::enter_again(activation, entry, args) }
+}
+
+/// From native code that managed code called through `exit`: makes room for `bytes` bytes of frames, besides the policy's reserve, below those
+/// that wait for the caller.
+///
+/// # Errors
+/// [`Error::NotInExit`] and [`Error::Thread`] as for [`enter_again`]; [`Error::Overflow`], [`Error::Memory`], and what can keep frames from
+/// moving. Nothing has changed then.
+///
+/// # Safety
+/// The frames can move: the caller and its native callers up to `exit` keep no pointer into the stack.
+pub unsafe fn reserve(activation: &Activation, bytes: usize) -> Result<(), Error> {
+    // SAFETY: the caller's.
+    unsafe { stack::reserve(activation, bytes) }
+}
+
+/// From native code that managed code called through `exit`, which is a safepoint: moves the frames to the smallest segment that suffices, if the
+/// policy's `shrink_below` says that the present one is too large. Returns whether it was.
+///
+/// # Errors
+/// As for [`reserve`].
+///
+/// # Safety
+/// As for [`reserve`].
+pub unsafe fn compact(activation: &Activation) -> Result<bool, Error> {
+    // SAFETY: the caller's.
+    unsafe { stack::compact(activation) }
+}
+
+/// What [`compact_stacks`] has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compacted {
+    /// Stacks that are on a smaller segment now.
+    pub moved: usize,
+    /// Bytes of data segment that went back to the system.
+    pub freed: usize,
+    /// Stacks that are as they were because of an error.
+    pub refused: usize,
+    /// The first such error.
+    pub error: Option<Error>,
+}
+
+/// Compacts idle and suspended stacks, for a collector: each as [`Stack::compact`] does. What one stack is refused for does not keep the others.
+pub fn compact_stacks<'a>(stacks: impl IntoIterator<Item = &'a mut Stack>) -> Compacted {
+    let mut all = Compacted::default();
+    for stack in stacks {
+        let before = stack.size();
+        match stack.compact() {
+            Ok(moved) => {
+                all.moved += usize::from(moved);
+                all.freed += before - stack.size();
+            }
+            Err(error) => {
+                all.refused += 1;
+                all.error.get_or_insert(error);
+            }
+        }
+    }
+    all
 }
 
 /// In a fault handler: rewrites the interrupted context so that returning from the handler runs `leave(activation, code)`.

@@ -115,6 +115,14 @@ pub enum Error {
     },
     /// The stack runs, or the activation has a stack already.
     Busy,
+    /// Managed code is suspended on the stack: it is resumed or discarded first.
+    Suspended,
+    /// There is nothing on the stack to resume.
+    NotSuspended,
+    /// The caller is not native code that managed code of this activation called through `exit`.
+    NotInExit,
+    /// The stack cannot be suspended: native code below the innermost entry waits for it.
+    Nested,
     /// The coroutine is finished: it cannot be resumed any more.
     Finished,
     /// There is no stack that could be suspended: the caller runs on the thread's own.
@@ -175,6 +183,10 @@ impl fmt::Display for Error {
             Error::Foreign => write!(f, "the destination segment belongs to another stack"),
             Error::TooSmall { needed, room } => write!(f, "the span takes {needed} bytes, the destination has {room}"),
             Error::Busy => write!(f, "the stack or the activation is already running"),
+            Error::Suspended => write!(f, "managed code is suspended on the stack: resume or discard it first"),
+            Error::NotSuspended => write!(f, "nothing is suspended on the stack"),
+            Error::NotInExit => write!(f, "the caller is not native code that this activation's managed code called"),
+            Error::Nested => write!(f, "a stack with nested entries cannot be suspended: native code waits below"),
             Error::Finished => write!(f, "the coroutine is finished: it cannot be resumed any more"),
             Error::NoStack => write!(f, "there is no stack that could be suspended: this runs on the thread's own"),
             Error::Thread(why) => write!(f, "thread: {why}"),

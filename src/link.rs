@@ -237,6 +237,17 @@ impl Links {
         }
     }
 
+    /// The oldest segment, if it is not the current one.
+    pub(crate) fn oldest(&self) -> Option<&Segment> {
+        self.older.first()
+    }
+
+    /// Gives the segments back that nothing runs on.
+    pub(crate) fn forget_idle(&mut self, current: &mut Segment) {
+        self.newer.clear();
+        current.record_mut().next = std::ptr::null();
+    }
+
     /// Nothing runs on the stack any more: the oldest segment is the current one again, and `warm` of the others are kept.
     pub(crate) fn rewind(&mut self, current: &mut Segment, warm: usize) {
         while !self.older.is_empty() {

@@ -11,6 +11,13 @@ pub struct Policy {
     /// Largest data segment. A multiple of the page size, not below `initial`. Where there is a shadow stack, each stack maps
     /// 8 / `smallest_frame` of it for return addresses: 32 MiB of addresses, not of memory, by default.
     pub maximum: usize,
+    /// How many times as large as the segment before each new one is: from 2 to 16.
+    pub growth: usize,
+    /// A segment is too large when the frames on it take less than one part in so many: then `compact` moves them to a smaller one. More than
+    /// `growth`, so that a stack which has just grown is not too large at once.
+    pub shrink_below: usize,
+    /// Bytes that a stack keeps free when it shrinks, besides `reserve`, so that it need not grow again at its next call. Less than `maximum`.
+    pub keep: usize,
     /// Room below the limit that managed code may use unchecked: its largest frame without an entry thunk,
     /// leaves that do not check, and the 16-byte frame record of `grow` or `exit`. At most half of `initial`.
     pub reserve: usize,
@@ -26,8 +33,7 @@ pub struct Policy {
     /// Move the whole span at every check, old segment inaccessible: finds each pointer into the stack that
     /// hides in a frame. For tests.
     pub relocate_always: bool,
-    /// Leave a moved-from segment inaccessible until the stack next moves, so that a stale pointer faults. From then on until `grow` has
-    /// taken the new frame pointer, a few instructions later, nobody can walk the stack: a signal handler that does so faults. With
+    /// Leave a moved-from segment inaccessible until the stack next moves or ends its run, so that a stale pointer faults. With
     /// `relocate_always` likewise.
     pub poison: bool,
 }
@@ -37,6 +43,9 @@ impl Default for Policy {
         Policy {
             initial: page_size(),
             maximum: 64 << 20,
+            growth: 2,
+            shrink_below: 4,
+            keep: 1024,
             reserve: 1024,
             guard: page_size().max(64 << 10),
             smallest_frame: 16,
@@ -54,6 +63,9 @@ const SMALLEST_RECORD: usize = 16;
 /// Largest stack that may be asked for: above it, sizes derived from it could wrap.
 const LARGEST: usize = 1 << 40;
 
+/// Largest factor of growth.
+const LARGEST_FACTOR: usize = 16;
+
 impl Policy {
     /// Checks the numbers against each other and against the page size.
     ///
@@ -70,6 +82,12 @@ impl Policy {
             self.guard != 0 && self.guard.is_multiple_of(page) && self.guard <= LARGEST,
             "`guard` is not a positive multiple of the page size up to 1 TiB",
         )?;
+        rule((2..=LARGEST_FACTOR).contains(&self.growth), "`growth` is not a factor from 2 to 16")?;
+        rule(
+            self.shrink_below > self.growth,
+            "`shrink_below` is not above `growth`: a stack would be too large as soon as it has grown",
+        )?;
+        rule(self.keep < self.maximum, "`keep` is not below `maximum`")?;
         rule(self.reserve >= 64, "`reserve` is below 64 bytes, the stubs' own need")?;
         rule(self.reserve <= self.initial / 2, "`reserve` is more than half of `initial`")?;
         rule(self.smallest_frame >= 16, "`smallest_frame` is below 16, a frame record")?;
@@ -86,7 +104,7 @@ impl Policy {
         frames.saturating_add(1).saturating_mul(8).saturating_add(self.shadow_reserve)
     }
 
-    /// The size to grow to from `present` when `needed` bytes must fit: double, and double again.
+    /// The size to grow to from `present` when `needed` bytes must fit: so many times as large, and again.
     ///
     /// # Errors
     /// [`Error::Overflow`] when the maximum is too small.
@@ -94,11 +112,29 @@ impl Policy {
         if needed > self.maximum {
             return Err(Error::Overflow { needed, maximum: self.maximum });
         }
-        let mut size = present.saturating_mul(2);
+        let mut size = present.saturating_mul(self.growth);
         while size < needed {
-            size = size.saturating_mul(2);
+            size = size.saturating_mul(self.growth);
         }
         Ok(size.min(self.maximum))
+    }
+
+    /// The smallest size that `needed` bytes fit in.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`] when the maximum is too small.
+    #[cfg_attr(not(cfi_stack_native), allow(dead_code, reason = "there are no stacks here"))]
+    pub(crate) fn fitting(&self, needed: usize) -> Result<usize, Error> {
+        if needed > self.maximum {
+            return Err(Error::Overflow { needed, maximum: self.maximum });
+        }
+        Ok(needed.next_multiple_of(page_size()).max(self.initial).min(self.maximum))
+    }
+
+    /// Whether a segment of `present` bytes is too large for frames of `used` bytes.
+    #[cfg_attr(not(cfi_stack_native), allow(dead_code, reason = "there are no stacks here"))]
+    pub(crate) fn is_too_large(&self, present: usize, used: usize) -> bool {
+        used < present / self.shrink_below
     }
 }
 
@@ -142,6 +178,57 @@ mod tests {
         assert_eq!(policy.next_size(16384, 20000), Ok(20 << 10));
         assert_eq!(policy.next_size(16384, 20481), Err(Error::Overflow { needed: 20481, maximum: 20480 }));
         assert!(policy.next_size(16384, usize::MAX).is_err());
+    }
+
+    #[test]
+    fn growth_takes_the_embedders_factor() {
+        let policy = Policy { growth: 8, shrink_below: 9, ..Policy::default() };
+        assert_eq!(policy.validate(PAGE), Ok(()));
+        assert_eq!(policy.next_size(4096, 5000), Ok(32768));
+        assert_eq!(policy.next_size(4096, 32769), Ok(262_144));
+        assert_eq!(policy.next_size(usize::MAX / 2, 64 << 20), Ok(64 << 20));
+    }
+
+    #[test]
+    fn contradicting_numbers_are_refused() {
+        for (growth, shrink_below, keep) in [
+            (0, 4, 0),
+            (1, 4, 0),
+            (17, 32, 0),
+            (usize::MAX, usize::MAX, 0),
+            (2, 0, 0),
+            (2, 2, 0),
+            (8, 8, 0),
+            (8, 4, 0),
+            (2, 4, 64 << 20),
+            (2, 4, usize::MAX),
+        ] {
+            let policy = Policy { growth, shrink_below, keep, ..Policy::default() };
+            assert!(matches!(policy.validate(PAGE), Err(Error::Policy(_))), "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn fitting_sizes_are_whole_pages_within_bounds() {
+        let page = page_size();
+        let policy = Policy { initial: 2 * page, maximum: 8 * page, ..Policy::default() };
+        assert_eq!(policy.fitting(0), Ok(2 * page));
+        assert_eq!(policy.fitting(2 * page + 1), Ok(3 * page));
+        assert_eq!(policy.fitting(8 * page), Ok(8 * page));
+        for needed in [8 * page + 1, usize::MAX, usize::MAX - page] {
+            assert_eq!(policy.fitting(needed), Err(Error::Overflow { needed, maximum: 8 * page }));
+        }
+    }
+
+    #[test]
+    fn what_has_just_grown_is_not_too_large() {
+        for growth in 2..=16 {
+            let policy = Policy { growth, shrink_below: growth + 1, ..Policy::default() };
+            for used in [4096, 5000, 1 << 20] {
+                let size = policy.next_size(used, used + 1024).unwrap();
+                assert!(!policy.is_too_large(size, used), "{growth} {used}");
+            }
+        }
     }
 
     #[test]

@@ -1,24 +1,30 @@
 //! One logical stack: its data segment, its shadow stack, its identity and generation, and the control block that
 //! the stubs work on.
+//!
+//! A stack is idle, runs, or is suspended. While it runs, native code that its managed code called can enter it again; then the entries
+//! are nested, and the control block is about the innermost one ([`nested`]). Wherever it stands, its frames lie in one segment and
+//! move together ([`moves`]).
+
+mod moves;
+mod nested;
+
+pub(crate) use nested::{compact, enter_again, reserve};
 
 use crate::abi::{Activation, Control};
-use crate::arch::{self, ENTRY_FP_OFFSET};
-use crate::codemap::table::Reading;
+use crate::arch;
 use crate::error::{Error, Refusal};
 use crate::features::{self, Domain};
-use crate::link::{Base, Links};
+use crate::link::Links;
 use crate::pac::{RawPc, Tampered};
 use crate::plan::Plan;
 use crate::policy::Policy;
 use crate::published;
-use crate::relocate::relocate;
 use crate::segment::{Segment, page_size};
 use crate::shadow::ShadowStack;
-use crate::signer::hardware::Hardware;
-use crate::steps::{Step, StepInfo, step};
 use crate::tamper;
 use crate::thread::{self, Thread};
-use crate::walk::{Bounds, Piece, Walk};
+use crate::walk::Piece;
+use nested::Outer;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,6 +34,10 @@ const OUTCOME_RETURNED: u64 = 0;
 const OUTCOME_LEFT: u64 = 1;
 /// `grow` could not.
 const OUTCOME_FAILED: u64 = 2;
+/// `suspend` was taken; set by the stub.
+const OUTCOME_SUSPENDED: u64 = 3;
+/// `suspend` was refused because entries are nested; set by the stub.
+const OUTCOME_NESTED: u64 = 4;
 
 /// How managed code came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +46,17 @@ pub enum Exit {
     Returned(u64),
     /// Managed code, or the engine's fault handler, left with this code.
     Left(u64),
+    /// Managed code suspended the stack with this value: [`Stack::resume`] goes on.
+    Suspended(u64),
 }
 
 /// What a stack has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Times that `grow` moved the stack, to a larger segment or, with `relocate_always`, to one of the same size.
+    /// Times that the frames moved to a larger segment or, with `relocate_always`, to one of the same size.
     pub growths: u64,
+    /// Times that they moved to a smaller one.
+    pub shrinks: u64,
     /// Frames moved, the stubs' own included.
     pub frames_moved: u64,
     /// Return addresses that were authenticated and signed again. 0 where nothing is signed.
@@ -55,34 +69,59 @@ pub struct Stats {
     pub segments: u64,
 }
 
+/// What happens on a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// No frame is on it.
+    Idle,
+    /// Managed code runs on it, or native code that managed code called.
+    Running,
+    /// Managed code waits on it for [`Stack::resume`].
+    Suspended,
+}
+
 /// Everything about a stack that stays off it. The control block comes first: stubs hold its address.
 #[repr(C)]
-struct Inner {
-    control: Control,
+pub(crate) struct Inner {
+    pub(crate) control: Control,
     /// The current one.
-    segment: Segment,
+    pub(crate) segment: Segment,
     /// The others that calls went through, and those that they may go to.
-    links: Links,
-    /// The segment moved from last: kept until the next move, because the stub's callers in Rust still have its
-    /// frame chain when the move ends; inaccessible when the policy poisons.
+    pub(crate) links: Links,
+    /// The segment moved from last, inaccessible, where the policy poisons: until the next move.
     previous: Option<Segment>,
-    shadow: Option<ShadowStack>,
-    domain: Domain,
-    policy: Policy,
+    pub(crate) shadow: Option<ShadowStack>,
+    pub(crate) domain: Domain,
+    pub(crate) policy: Policy,
     plan: Plan,
-    stats: Stats,
+    /// The span's pieces during a move.
+    pieces: Vec<Piece>,
+    pub(crate) stats: Stats,
     failure: Option<Error>,
     activation: Option<NonNull<Activation>>,
+    pub(crate) state: State,
+    /// The entries around the innermost one, outermost first.
+    outer: Vec<Outer>,
+    /// Whether frames are being moved.
+    moving: bool,
 }
 
 /// A stack that managed code runs on.
 ///
 /// It holds the frames of managed code only; native code runs on the thread's own stack. It starts with the policy's
-/// initial segment and moves to larger ones as managed code calls `grow`.
+/// initial segment and moves to larger ones as managed code calls `grow`, and to smaller ones when it is asked to.
+///
+/// It can be sent to another thread while it is idle or suspended: nothing native lies on it. That managed code itself keeps nothing of a
+/// thread's is what [`Stack::enter`] and [`Stack::resume`] are promised.
 #[derive(Debug)]
 pub struct Stack {
     inner: NonNull<Inner>,
 }
+
+// SAFETY: `inner` is owned. A stack that runs is borrowed by `enter` or `resume` until it has stopped, so only idle and suspended ones are
+// sent, and those hold managed frames alone, which the engine promises to be no thread's. The thread that goes on must have the same keys and shadow mode:
+// each function that uses them asks.
+unsafe impl Send for Stack {}
 
 static IDENTITIES: AtomicU64 = AtomicU64::new(1);
 
@@ -93,29 +132,33 @@ impl Stack {
     /// # Errors
     /// [`Error::Policy`], [`Error::Memory`]; nothing stays mapped.
     pub fn new(thread: &Thread, policy: Policy) -> Result<Stack, Error> {
+        Stack::sized(thread, policy, 0)
+    }
+
+    /// Makes a stack whose first segment has room for `bytes` bytes of frames besides the policy's reserve, so that code which knows its
+    /// need never stops to grow. Smaller than the policy's `initial` it will not be.
+    ///
+    /// # Errors
+    /// As for [`Stack::new`]; [`Error::Overflow`] when the policy's maximum does not allow it.
+    pub fn with_size(thread: &Thread, policy: Policy, bytes: usize) -> Result<Stack, Error> {
+        Stack::sized(thread, policy, bytes.saturating_add(policy.reserve))
+    }
+
+    fn sized(thread: &Thread, policy: Policy, needed: usize) -> Result<Stack, Error> {
         policy.validate(page_size())?;
+        let size = policy.fitting(needed)?;
         published::add_mode(published::MODE_MANAGED)?;
         let identity = IDENTITIES.fetch_add(1, Ordering::Relaxed);
         let generation = 1;
-        let segment = Segment::map(policy.initial, policy.guard, identity, generation)?;
+        let segment = Segment::map(size, policy.guard, identity, generation)?;
         let shadow = match thread.domain().shadow {
             true => Some(ShadowStack::map(policy.shadow_need(policy.maximum))?),
             false => None,
         };
-        let control = Control {
-            native_sp: 0,
-            native_token: 0,
-            token: shadow.as_ref().map_or(0, ShadowStack::token),
-            seal: 0,
-            segment: std::ptr::null(),
-            shadow_top: shadow.as_ref().map_or(0, ShadowStack::top),
-            identity,
-            generation,
-            outcome: OUTCOME_RETURNED,
-        };
-        let stats = Stats { largest: policy.initial as u64, ..Stats::default() };
+        let token = shadow.as_ref().map_or(0, ShadowStack::token);
+        let level = shadow.as_ref().map_or(0, ShadowStack::top);
         let inner = Inner {
-            control,
+            control: Control::new(identity, generation, token, level),
             segment,
             links: Links::default(),
             previous: None,
@@ -123,19 +166,23 @@ impl Stack {
             domain: thread.domain(),
             policy,
             plan: Plan::new(),
-            stats,
+            pieces: Vec::new(),
+            stats: Stats { largest: size as u64, ..Stats::default() },
             failure: None,
             activation: None,
+            state: State::Idle,
+            outer: Vec::new(),
+            moving: false,
         };
         Ok(Stack { inner: NonNull::from(Box::leak(Box::new(inner))) })
     }
 
-    /// Runs `entry(args[0], .., args[3])` on this stack until it returns or leaves.
+    /// Runs `entry(args[0], .., args[3])` on this stack until it returns, leaves or suspends.
     ///
     /// # Errors
     /// [`Error::Busy`] when the activation runs a stack already, [`Error::Thread`] when the thread's keys or shadow mode are
-    /// not those that the stack was made with. Any other error is why `grow` could not; the frames are gone then, and the stack
-    /// is empty and usable.
+    /// not those that the stack was made with, [`Error::Suspended`] when managed code waits on it. Any other error is why `grow` could
+    /// not; the frames are gone then, and the stack is empty and usable.
     ///
     /// # Safety
     /// `entry` and all that it calls on this stack is managed code that follows [`crate::engine`]'s rules: registered, with
@@ -151,7 +198,7 @@ impl Stack {
         let inner = self.inner.as_ptr();
         // SAFETY: `inner` is owned by self and not running: `&mut self` is exclusive, and a running stack's `enter`
         // has not returned. The reference ends before the stub runs.
-        let control = unsafe { (*inner).begin(thread, activation)? };
+        let control = unsafe { (*inner).begin(thread, activation, State::Idle)? };
         let running = thread::Running::with(activation);
         let ended = running.begin();
         // SAFETY: the caller's for `entry`; `begin` has put control, segment and activation in order.
@@ -161,42 +208,157 @@ impl Stack {
         unsafe { (*inner).end(activation, value) }
     }
 
+    /// Goes on with the managed code that has suspended this stack: its call of `suspend` returns `value`. Runs until it returns, leaves or
+    /// suspends again, on the calling thread and with this activation, which may both be other ones than before.
+    ///
+    /// # Errors
+    /// As for [`Stack::enter`]; [`Error::NotSuspended`] when nothing waits here. After [`Error::Busy`] and [`Error::Thread`] the stack is
+    /// suspended as before.
+    ///
+    /// # Safety
+    /// As for [`Stack::enter`]. The managed code that waits looks for its activation where the engine put this one, and keeps nothing that
+    /// belongs to the thread that it was suspended on: no address of thread-local data, no other activation. The floating-point control
+    /// registers are those of the thread that resumes.
+    pub unsafe fn resume(&mut self, thread: &Thread, activation: &Activation, value: u64) -> Result<Exit, Error> {
+        let inner = self.inner.as_ptr();
+        // SAFETY: as in `enter`.
+        let control = unsafe { (*inner).begin(thread, activation, State::Suspended)? };
+        let running = thread::Running::with(activation);
+        let ended = running.begin();
+        // SAFETY: the caller's for the code that waits; `begin` has seen that it does and has put segment and activation in order.
+        let value = unsafe { arch::resume(control, value, (*inner).oldest()) };
+        drop(ended);
+        // SAFETY: as in `enter`.
+        unsafe { (*inner).end(activation, value) }
+    }
+
+    /// Drops the frames of a suspended stack without running anything of them: the stack is empty and usable. Dropping the stack does the
+    /// same and gives its memory back.
+    ///
+    /// # Errors
+    /// [`Error::NotSuspended`]; [`Error::Thread`] in another key domain or shadow mode than the stack's. Nothing was changed then.
+    pub fn discard(&mut self) -> Result<(), Error> {
+        // SAFETY: owned by self; `&mut self` cannot be had while the stack runs.
+        let inner = unsafe { self.inner.as_mut() };
+        inner.same_domain()?;
+        if inner.state != State::Suspended {
+            return Err(Error::NotSuspended);
+        }
+        // SAFETY: suspended, so nobody runs on it; the frames are dropped here.
+        unsafe { arch::discard(&raw mut inner.control) };
+        inner.next_generation();
+        Ok(())
+    }
+
+    /// Whether managed code waits on this stack for [`Stack::resume`].
+    pub fn is_suspended(&self) -> bool {
+        self.inner().state == State::Suspended
+    }
+
+    /// Makes room for `bytes` bytes of frames, besides the policy's reserve, on an idle or suspended stack.
+    ///
+    /// # Errors
+    /// [`Error::Overflow`], [`Error::Memory`], and for a suspended stack what can keep its frames from moving; [`Error::Thread`] in
+    /// another key domain or shadow mode than the stack's. The stack is as it was.
+    pub fn reserve(&mut self, bytes: usize) -> Result<(), Error> {
+        // SAFETY: as in `discard`.
+        let inner = unsafe { self.inner.as_mut() };
+        inner.same_domain()?;
+        untampered(inner.make_room(bytes, 0))
+    }
+
+    /// Moves an idle or suspended stack to the smallest segment that its frames fit in, with the policy's reserve and `keep`, not below
+    /// `initial`. Returns whether there was a smaller one; then the rest of the memory went back to the system.
+    ///
+    /// # Errors
+    /// As for [`Stack::reserve`].
+    pub fn shrink_to_fit(&mut self) -> Result<bool, Error> {
+        // SAFETY: as in `discard`.
+        let inner = unsafe { self.inner.as_mut() };
+        inner.same_domain()?;
+        untampered(inner.shrink(false))
+    }
+
+    /// Does so if the policy's `shrink_below` says that the segment is too large for what is on it.
+    ///
+    /// # Errors
+    /// As for [`Stack::reserve`].
+    pub fn compact(&mut self) -> Result<bool, Error> {
+        // SAFETY: as in `discard`.
+        let inner = unsafe { self.inner.as_mut() };
+        inner.same_domain()?;
+        untampered(inner.shrink(true))
+    }
+
     /// What the stack has done so far.
     pub fn stats(&self) -> Stats {
-        // SAFETY: owned by self; `&self` cannot be had while `enter` runs.
-        unsafe { self.inner.as_ref() }.stats
+        self.inner().stats
     }
 
     /// Size of the present data segment, in bytes.
     pub fn size(&self) -> usize {
-        // SAFETY: as in `stats`.
-        unsafe { self.inner.as_ref() }.segment.record().size()
+        self.inner().segment.record().size()
+    }
+
+    fn inner(&self) -> &Inner {
+        // SAFETY: owned by self; `&self` cannot be had while `enter` or `resume` runs.
+        unsafe { self.inner.as_ref() }
     }
 }
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: `inner` came from a leaked box and is owned by self; no frame lives on the stack.
+        // SAFETY: `inner` came from a leaked box and is owned by self; no frame on the stack runs any more.
         drop(unsafe { Box::from_raw(self.inner.as_ptr()) });
     }
 }
 
+/// An error, or the end of the process for evidence of tampering.
+fn untampered<T>(result: Result<T, Refusal>) -> Result<T, Error> {
+    result.map_err(|refusal| match refusal {
+        Refusal::Error(error) => error,
+        Refusal::Tampered(evidence) => tamper::end(evidence),
+    })
+}
+
 impl Inner {
-    /// Makes the stack current. Every check comes before the first write.
-    fn begin(&mut self, thread: &Thread, activation: &Activation) -> Result<*mut Control, Error> {
-        // Asked anew: keys can have been reset, and a child of fork can have changed them, since the thread attached.
-        if thread.domain() != self.domain || features::domain() != self.domain {
+    /// Whether the calling thread's keys and shadow mode are the stack's. Asked anew each time: keys can have been reset, and a child of fork can have
+    /// changed them, since the thread attached.
+    fn same_domain(&self) -> Result<(), Error> {
+        if features::domain() == self.domain {
+            Ok(())
+        } else {
+            Err(Error::Thread("the stack was made in another key domain or shadow-stack mode"))
+        }
+    }
+
+    /// Makes the stack, which must be in `state`, the activation's. Every check comes before the first write.
+    fn begin(&mut self, thread: &Thread, activation: &Activation, state: State) -> Result<*mut Control, Error> {
+        if self.state != state {
+            return Err(match self.state {
+                State::Running => Error::Busy,
+                State::Suspended => Error::Suspended,
+                State::Idle => Error::NotSuspended,
+            });
+        }
+        if thread.domain() != self.domain {
             return Err(Error::Thread("the stack was made in another key domain or shadow-stack mode"));
         }
+        self.same_domain()?;
         let control = NonNull::from(&mut *self).cast::<Control>().as_ptr();
         activation
             .control
             .compare_exchange(std::ptr::null_mut(), control, Ordering::Acquire, Ordering::Relaxed)
             .map_err(|_| Error::Busy)?;
+        if let Some(shadow) = self.shadow.as_ref().filter(|_| state == State::Idle) {
+            self.control.shadow_level = shadow.top();
+        }
         self.control.segment = self.segment.record();
         self.control.outcome = OUTCOME_RETURNED;
+        self.control.link = 0;
         self.failure = None;
         self.activation = Some(NonNull::from(activation));
+        self.state = State::Running;
         activation.limit.store(self.limit(), Ordering::Relaxed);
         Ok(control)
     }
@@ -205,17 +367,37 @@ impl Inner {
         activation.limit.store(usize::MAX, Ordering::Relaxed);
         activation.control.store(std::ptr::null_mut(), Ordering::Release);
         self.activation = None;
-        self.previous = None;
         self.plan.release();
+        if self.control.outcome == OUTCOME_SUSPENDED {
+            // Link calls and returns happen without Rust: the segment that managed code waits on is found here, so that it is known from now on.
+            self.state = State::Suspended;
+            let waits = self.control.suspended.record;
+            if let Err(evidence) = self.settle(waits) {
+                tamper::end(evidence);
+            }
+            return Ok(Exit::Suspended(value));
+        }
+        self.previous = None;
+        self.next_generation();
+        self.outcome(value)
+    }
+
+    /// The stack is empty. A context or a frame of what was on it must not pass for one of what comes.
+    fn next_generation(&mut self) {
         self.links.rewind(&mut self.segment, self.policy.warm);
-        // A context or a frame of the run that ended must not pass for one of the next.
         self.control.generation = self.control.generation.wrapping_add(1);
         self.segment.reseal(self.control.generation);
         self.links.reseal(&self.segment, self.control.generation);
+        self.state = State::Idle;
+    }
+
+    /// What the innermost entry has come to.
+    fn outcome(&mut self, value: u64) -> Result<Exit, Error> {
         match (self.control.outcome, self.failure.take()) {
             (OUTCOME_RETURNED, _) => Ok(Exit::Returned(value)),
             (OUTCOME_LEFT, _) => Ok(Exit::Left(value)),
             (OUTCOME_FAILED, Some(error)) => Err(error),
+            (OUTCOME_NESTED, _) => Err(Error::Nested),
             _ => tamper::end(Tampered {
                 evidence: "the control block says an outcome that no stub wrote",
                 slot: std::ptr::from_ref(self).addr(),
@@ -232,139 +414,19 @@ impl Inner {
             self.segment.record().base.wrapping_add(self.policy.reserve)
         }
     }
-
-    /// Makes room for `bytes` and the reserve below the stack pointer of the function that called `grow`. Returns the
-    /// address of grow's frame record, moved or not.
-    fn grow(&mut self, record: usize, bytes: usize) -> Result<usize, Refusal> {
-        step(Step::Begin, StepInfo::new(record, self.segment.record(), None, &mut self.plan))?;
-        self.settle(record)?;
-        let source = self.segment.record();
-        if (source.identity, source.generation) != (self.control.identity, self.control.generation) {
-            let slot = std::ptr::from_ref(source).addr();
-            return Err(Tampered { evidence: "the segment's record is not this stack's", slot }.into());
-        }
-        if self.prepare_link(record)? {
-            return Ok(record);
-        }
-        let source = self.segment.record();
-        // The caller's stack pointer at the call is the CFA of grow's frame.
-        let used = source.top.wrapping_sub(record.wrapping_add(16));
-        let spare = self.policy.reserve.saturating_add(bytes);
-        let needed = used.saturating_add(spare);
-        let size = match needed > source.size() {
-            true => self.policy.next_size(source.size(), needed)?,
-            false if self.policy.relocate_always => source.size(),
-            // A limit that lies too high costs time, nothing else.
-            false => return Ok(record),
-        };
-        let size = self.links.bounded(&self.policy, size, needed)?;
-        let token = self.control.token;
-        let shadow =
-            match &self.shadow {
-                None => None,
-                Some(shadow) => Some(shadow.entries(token).ok_or(Tampered {
-                    evidence: "the shadow stack's token is outside the shadow stack",
-                    slot: token,
-                })?),
-            };
-        if let Some(room) = self.shadow.as_ref().map(ShadowStack::room) {
-            let needed = self.policy.shadow_need(size);
-            if needed > room {
-                return Err(Error::ShadowRoom { needed, room }.into());
-            }
-        }
-        self.previous = None;
-        let destination = Segment::map(size, self.policy.guard, self.control.identity, self.control.generation)?;
-        destination.populate(used + 16);
-        let target = destination.record();
-        let redirect = step(Step::Mapped, StepInfo::new(record, source, Some(target), &mut self.plan))?;
-        // SAFETY: only a hook redirects, and it vouches for the record (cargo feature `steps`).
-        let target = redirect.map_or(target, |record| unsafe { &*std::ptr::with_exposed_provenance(record) });
-
-        let reading = Reading::begin();
-        let table = reading.table().ok_or(Error::UnknownCode(arch::grow()))?;
-        let linked = self.links.base(&self.segment);
-        let complete = linked.is_none();
-        let entry_fp = self.control.native_sp.wrapping_add(ENTRY_FP_OFFSET) as u64;
-        let base = linked.unwrap_or(Base { bottom: arch::entry_return(), fp: entry_fp, arguments: 0 });
-        let piece = Piece {
-            youngest: record,
-            stub: arch::STUB_SIGNING,
-            bottom: base.bottom,
-            base_cfa: source.top.wrapping_sub(base.arguments),
-            base_fp: base.fp,
-            arguments: base.arguments,
-            registers: 0,
-        };
-        let bounds = Bounds { source, pieces: &[piece], complete, smallest_frame: self.policy.smallest_frame, shadow };
-        self.plan.make(&Hardware, Walk::new(&Hardware, table, bounds))?;
-        drop(reading);
-        // SAFETY: the plan was just made for `source`; both segments are owned by self; the youngest frame is grow's,
-        // which runs on the native stack now.
-        let moved = unsafe { relocate(&Hardware, &mut self.plan, &bounds, target, spare - 16)? };
-        let old = std::mem::replace(&mut self.segment, destination);
-        self.links.moved(&old, &mut self.segment, &self.policy);
-        self.control.segment = self.segment.record();
-        if self.policy.poison || self.policy.relocate_always {
-            // Without memory to split the mapping the old segment stays readable, which is what a policy without poison has.
-            let _ = old.poison();
-        }
-        self.previous = Some(old);
-        let size = self.segment.record().size() as u64;
-        self.stats.growths += 1;
-        self.stats.frames_moved += self.plan.rebindings().len() as u64;
-        self.stats.rebound += self.plan.rebound() as u64;
-        self.stats.bytes_moved += used as u64 + 16;
-        self.stats.largest = self.stats.largest.max(size);
-        let limit = self.limit();
-        if let Some(activation) = self.activation {
-            // SAFETY: `enter` borrows the activation until the stub returns.
-            unsafe { activation.as_ref() }.limit.store(limit, Ordering::Relaxed);
-        }
-        step(Step::Committed, StepInfo::new(moved, self.segment.record(), None, &mut self.plan))?;
-        Ok(moved)
-    }
 }
 
-impl Inner {
-    /// Makes the segment that holds `record`, a stub's, the current one.
-    fn settle(&mut self, record: usize) -> Result<(), Tampered> {
-        if self.links.settle(&mut self.segment, record)? {
-            let limit = self.limit();
-            if let Some(activation) = self.activation {
-                // SAFETY: `enter` borrows the activation until the stub returns.
-                unsafe { activation.as_ref() }.limit.store(limit, Ordering::Relaxed);
-            }
-        }
-        self.control.segment = self.segment.record();
-        Ok(())
-    }
-
-    /// Makes a segment for a link call, where it is `link` that has called `grow`. Says whether it was.
-    fn prepare_link(&mut self, record: usize) -> Result<bool, Refusal> {
-        let Some(activation) = self.activation else { return Ok(false) };
-        // SAFETY: `enter` borrows the activation until the stub returns.
-        let call = unsafe { activation.as_ref() }.link.swap(std::ptr::null_mut(), Ordering::Relaxed);
-        if call.is_null() {
-            return Ok(false);
-        }
-        let made = self.links.prepare(&mut self.segment, &self.policy, record, call)?;
-        self.stats.segments += u64::from(made);
-        Ok(true)
-    }
-}
-
-/// Called by the `grow` stub on the native stacks. Returns where grow's frame record is now, or 0 after it has
+/// Called by the `grow` stub on the native stacks; `registers` is where it keeps the callee-saved registers. Returns 1, or 0 after it has
 /// noted why the stack cannot grow.
 ///
 /// # Safety
-/// `control` is that of the running stack, `record` the frame record that `grow` has just written.
+/// `control` is that of the running stack, whose link record `grow` has just written.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cfi_stack_on_grow(control: *mut Control, record: usize, bytes: usize) -> usize {
+unsafe extern "C" fn cfi_stack_on_grow(control: *mut Control, bytes: usize, registers: usize) -> usize {
     // SAFETY: the control block is the first field of `Inner`, and `enter` holds no reference to it while the stub runs.
     let inner = unsafe { &mut *control.cast::<Inner>() };
-    match inner.grow(record, bytes) {
-        Ok(moved) => moved,
+    match inner.grow(bytes, registers) {
+        Ok(()) => 1,
         Err(Refusal::Error(error)) => {
             inner.control.outcome = OUTCOME_FAILED;
             inner.failure = Some(error);

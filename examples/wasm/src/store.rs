@@ -191,7 +191,8 @@ pub fn enter(
             let read = |at: usize| unsafe { std::ptr::read_volatile(slots.as_ptr().add(at)) };
             Ok(trampoline.ty.results.iter().enumerate().map(|(at, ty)| ty.mask(read(at))).collect())
         }
-        Exit::Left(code) => Err(match Trap::from_code(code) {
+        // No code of ours suspends a stack: a code that comes this way is none that is known.
+        Exit::Left(code) | Exit::Suspended(code) => Err(match Trap::from_code(code) {
             Some(Trap::Exit) => Error::Exit(context.status.get()),
             Some(Trap::Host) => context.failure.borrow_mut().take().unwrap_or(Error::Trap(Trap::Host)),
             Some(trap) => Error::Trap(trap),

@@ -188,7 +188,9 @@ impl Watch {
     fn by_records(&mut self, at: &Boundary, cfa: usize, callers: &[usize]) -> Result<(), String> {
         let ends_at = if ARM { self.native.last() } else { self.native.first() };
         let last = *ends_at.ok_or("a stub ran before enter")?;
-        let has_record = cfa != 0 && (at.fp == cfa - 16 || ARM && at.fp == cfa - 176);
+        // While native code runs the frame pointer is a link record's address, which leads to the stub's frame record.
+        let is_linked = cfa != 0 && matches!(at.index, EXIT | GROW) && peek_if_mapped(at.fp) == Some(cfa as u64 - 16);
+        let has_record = cfa != 0 && (is_linked || at.fp == cfa - 16 || ARM && at.fp == cfa - 176);
         if !has_record {
             self.without_record[at.index] += 1;
             let count = self.without_record[at.index];
@@ -202,7 +204,17 @@ impl Watch {
             }
         }
         // SAFETY: the chain is this thread's own, with a record for every frame up to the last one.
-        let found = unsafe { by_records(at.fp, last) };
+        let mut found = unsafe { by_records(at.fp, last) };
+        // A link record names its stub once more, after the return address of what the stub called.
+        found.dedup_by(|again, before| {
+            again == before && [EXIT, GROW].iter().any(|&at| self.places[at].contains(again))
+        });
+        if is_linked && !found.is_empty() {
+            let stub = found.remove(0);
+            if !self.places[at.index].contains(&stub) {
+                return Err(format!("the link record names {stub:#x}"));
+            }
+        }
         if at.index == FROM_SIGNAL && !self.is_back {
             // The frame pointer is still that of the function that has faulted.
             return if self.managed(&found) == self.depth { Ok(()) } else { Err(format!("by records {found:x?}")) };
