@@ -56,16 +56,22 @@ impl Plan {
         let source = walk.bounds().source.extent();
         self.low = walk.bounds().pieces.first().map_or(0, |piece| piece.youngest);
         let authenticates = signer.authenticates();
-        while let Some(frame) = walk.next() {
+        loop {
+            let Plan { rebindings, pointers, .. } = self;
+            walk.plain_frames(|owner, pc, caller, slots| {
+                room(rebindings, 1)?;
+                let form = if authenticates { owner.layout.signing as usize } else { form::UNSIGNED };
+                rebindings.push(Rebinding::new(owner.record.wrapping_add(8), form, pc));
+                if !slots.is_empty() {
+                    room(pointers, slots.len())?;
+                    pointers.extend(slots.iter().map(|&offset| caller.wrapping_add_signed(offset as isize)));
+                }
+                Ok(())
+            })?;
+            let Some(frame) = walk.next() else { break };
             let Frame { owner, pc, saved_fp, caller } = frame?;
             room(&mut self.rebindings, 1)?;
-            match (owner.plain, caller) {
-                (true, Some(caller)) if caller.owner.plain => {
-                    let form = if authenticates { owner.layout.signing as usize } else { form::UNSIGNED };
-                    self.rebindings.push(Rebinding::new(owner.slot(), form, pc));
-                }
-                _ => self.note(&owner, pc, saved_fp, caller, authenticates)?,
-            }
+            self.note(&owner, pc, saved_fp, caller, authenticates)?;
             let Some(Caller { owner, slots, registers }) = caller else { continue };
             if !slots.is_empty() {
                 room(&mut self.pointers, slots.len())?;
@@ -81,7 +87,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Notes a frame that is not plain, or whose caller is not.
+    /// Notes a frame, whatever it is.
     #[inline(never)]
     fn note(
         &mut self,

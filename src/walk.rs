@@ -8,7 +8,7 @@ use crate::abi::{Extent, Record};
 use crate::codemap::table::Cursor;
 use crate::codemap::{Found, FrameLayout, Register, Table};
 use crate::error::{Error, Refusal};
-use crate::pac::{PointerSigning, RawPc, SignedPc, SignedPointer, Signing, Tampered};
+use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing, Tampered};
 use crate::segment::read_word;
 use crate::signer::Signer;
 
@@ -174,6 +174,63 @@ impl<'a, S: Signer> Walk<'a, S> {
         self.registers.get(index).copied().filter(|&address| address != 0)
     }
 
+    /// Walks on as long as frames and their callers are plain, which most are, and hands each to `note`: what it returns to, its
+    /// address, and the caller with its slots. Where it stops, for whatever reason, the next step of the iterator goes on.
+    #[inline]
+    pub fn plain_frames(
+        &mut self,
+        mut note: impl FnMut(Owner<'a>, RawPc, usize, &'a [i32]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let Some(mut owner) = self.next.filter(|owner| owner.plain && self.saves.is_none()) else { return Ok(()) };
+        let Extent { base, top } = self.extent;
+        let highest = top.wrapping_sub(base).wrapping_sub(16);
+        if top.wrapping_sub(base) < 16 || !base.is_multiple_of(16) {
+            return Ok(());
+        }
+        let signer = self.signer;
+        // The address of a call is never 0.
+        let mut known = RawPc::new(0);
+        let (mut frame_bytes, mut layout, mut slots): (usize, _, &[i32]) = (0, owner.layout, &[]);
+        loop {
+            let Owner { record, .. } = owner;
+            // Alignment and both bounds in one comparison: what is misaligned comes out large.
+            if record.wrapping_sub(base).rotate_right(4) > highest >> 4 {
+                break;
+            }
+            // SAFETY: both words lie within the source segment, which the caller keeps mapped; volatile, because
+            // another thread may write there at any time.
+            let (saved_fp, word) = unsafe { (read_word(record), read_word(record + 8)) };
+            let modifier = Modifier::new(record as u64 + 16);
+            let pc = signer.authenticate(SignedPc::from_word(word), record + 8, owner.layout.signing, modifier)?;
+            if let Some(shadow) = self.bounds.shadow
+                && shadow.get(self.seen) != Some(&(pc.address() as u64))
+            {
+                break;
+            }
+            if pc != known {
+                if pc == self.piece.bottom {
+                    break;
+                }
+                let Some(found) = self.map.find(pc).filter(|found| found.plain) else { break };
+                if found.layout.signing == Signing::None && self.authenticates
+                    || found.frame_bytes as usize + 16 < self.bounds.smallest_frame
+                {
+                    break;
+                }
+                (known, frame_bytes, layout, slots) = (pc, found.frame_bytes as usize, found.layout, found.slots);
+            }
+            let caller = record.wrapping_add(16).wrapping_add(frame_bytes);
+            if saved_fp != caller as u64 || caller < record || caller.wrapping_sub(base) > highest {
+                break;
+            }
+            note(owner, pc, caller, slots)?;
+            self.seen += 1;
+            owner = Owner { record: caller, layout, plain: true };
+        }
+        self.next = Some(owner);
+        Ok(())
+    }
+
     fn begin(&mut self, piece: Piece) {
         self.piece = piece;
         self.next = Some(Owner::stub(&piece));
@@ -184,10 +241,9 @@ impl<'a, S: Signer> Walk<'a, S> {
         });
     }
 
-    #[inline]
     fn step(&mut self, owner: Owner<'a>) -> Result<Frame<'a>, Refusal> {
         let Bounds { shadow, .. } = self.bounds;
-        let Owner { record, layout, plain } = owner;
+        let Owner { record, layout, .. } = owner;
         let (slot, cfa) = (owner.slot(), owner.cfa());
         if !cfa.is_multiple_of(16) || !record.is_multiple_of(8) || !self.extent.holds(record, cfa.wrapping_sub(record))
         {
@@ -222,19 +278,6 @@ impl<'a, S: Signer> Walk<'a, S> {
         }
         if least + (found.layout.cfa_bytes as usize) < self.bounds.smallest_frame {
             return Err(Error::Layout { start: pc, rule: "the frame is below the policy's `smallest_frame`" }.into());
-        }
-        if found.plain && plain {
-            // The way of most frames.
-            let caller = Owner { record: cfa.saturating_add(least), layout: found.layout, plain: true };
-            if !self.extent.holds(caller.record, 16) {
-                return Err(leaves(pc));
-            }
-            if saved_fp != caller.record as u64 {
-                return tampered("a saved frame pointer is not where the layouts put it", record);
-            }
-            self.next = Some(caller);
-            let caller = Caller { owner: caller, slots: found.slots, registers: 0 };
-            return Ok(Frame { owner, pc, saved_fp, caller: Some(caller) });
         }
         let caller = self.caller(owner, pc, saved_fp, &found)?;
         self.next = Some(caller.owner);
@@ -361,7 +404,6 @@ fn leaves(pc: RawPc) -> Refusal {
 impl<'a, S: Signer> Iterator for Walk<'a, S> {
     type Item = Result<Frame<'a>, Refusal>;
 
-    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let owner = self.next.take()?;
         Some(self.step(owner))
