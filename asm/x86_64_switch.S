@@ -1,6 +1,5 @@
 /*
- * The stubs that switch between pooled stacks, for x86-64 Linux: prepare, first, resume, suspend, switch_to, throw, cancel;
- * and the oldest frame under the inlined switch.
+ * The stubs that switch between pooled stacks, for x86-64 Linux: prepare, first, resume, suspend, switch_to, throw, cancel.
  *
  * A word of caution, besides the one in x86_64.S. What a suspended stack left in memory may have been rewritten since:
  *  - With a shadow stack the pc is taken from it. Every call of these stubs pushed it there; the copy on the data stack is for
@@ -670,48 +669,5 @@ FUNC cfi_stack_cancel
         ud2
         .cfi_endproc
 END cfi_stack_cancel
-
-/*
- * The oldest frame of a stack that the inlined switch of src/switch/inlined.rs runs, where no thread has a shadow stack.
- *   in       called on the resumer's stack: rdi arg; rdx slot, whose own.sp is entry and own.generation data; rax 8 below the base record, which
- *            holds the address of the slot's own.seal
- *   out      to the resumer, by return: rdi what entry returned, rax odd; rbp kept, all other registers lost
- *   stack    resumer's: rbp, where own.seal points then; own: calls entry(arg, data, slot)
- *   shadow   none
- *   signs    nothing
- *   unwinds  to the resumer: pc, rbp and, below them, rbx
- */
-FUNC cfi_stack_first_inlined
-        .cfi_startproc
-        .cfi_signal_frame
-        .cfi_offset %rbx, -24
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, 8(%rdx)
-        .cfi_escape 0x0f, 5, 0x71, 8, 0x06, 0x23, 16    /* CFA: breg1 (rdx) + 8, deref, plus_uconst 16 */
-        lea     8(%rax), %rsp
-        mov     %rsp, %rbp
-        .cfi_escape 0x0f, 6, 0x76, 0, 0x06, 0x06, 0x23, 16      /* the same by breg6 (rbp), deref twice */
-        mov     24(%rdx), %rsi
-        mov     %rdx, %rbx
-        call    *(%rdx)
-        .globl  cfi_stack_base_return_inlined
-        .hidden cfi_stack_base_return_inlined
-cfi_stack_base_return_inlined:
-        mov     %rax, %rdi
-        mov     8(%rbx), %rax
-        .cfi_def_cfa %rax, 16
-        movq    $0, 8(%rbx)             /* nothing is on it */
-        mov     %rax, %rsp
-        .cfi_def_cfa %rsp, 16
-        or      $1, %al
-        pop     %rbp
-        .cfi_def_cfa_offset 8
-        .cfi_restore %rbp
-        ret
-        .cfi_endproc
-END cfi_stack_first_inlined
 
         ELF_NOTES

@@ -2,7 +2,7 @@
 
 use crate::pac::{Binding, RawPc, Signing};
 #[cfg(cfi_stack_native)]
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// What the stubs believe of a segment: its bounds and whose it is, sealed on arm64 by a PACGA chain bound to the
 /// record's own address. The stubs verify the seal in registers before they use a word of it.
@@ -278,8 +278,8 @@ pub struct LinkCall {
 pub struct Context {
     /// Stack pointer; the saved registers lie there.
     pub(crate) sp: usize,
-    /// 0 once it was used, and where nothing is sealed.
-    pub(crate) seal: u64,
+    /// 0 once it was used, and where nothing is sealed. A slot's own: see [`slot_state::INLINED`].
+    pub(crate) seal: AtomicU64,
     /// Address of the token on the shadow stack that was left; 0 without.
     pub(crate) token: usize,
     /// Counts the saves.
@@ -325,7 +325,7 @@ pub(crate) mod slot_state {
     pub const READY: u32 = 1;
     /// Runs, or waits for a stack that it resumed.
     pub const RUNNING: u32 = 2;
-    /// Suspended; a coroutine also while it runs, which is seldom worth a store.
+    /// Suspended.
     pub const SUSPENDED: u32 = 3;
     /// Finished or cancelled, not yet returned to its pool.
     pub const DONE: u32 = 4;
@@ -335,6 +335,35 @@ pub(crate) mod slot_state {
     pub const UNWINDING: u32 = 6;
     /// Waits for its resumer to call something on its behalf.
     pub const ASKING: u32 = 7;
+    /// A coroutine's on x86-64 where nothing is checked: the word in its own seal's place says which of the others it is, see [`coroutine_word`](super::coroutine_word).
+    pub const INLINED: u32 = 8;
+}
+
+/// What the word says that stands in the place of a slot's own seal while coroutines switch inlined (src/switch/inlined.rs has the drawing). 0:
+/// nothing is on the stack.
+#[cfg(cfi_stack_native)]
+#[allow(dead_code)]
+pub(crate) mod coroutine_word {
+    /// This bit: the rest is the stack pointer of a stack that waits to be resumed. Without it, that of whoever waits for a stack that runs.
+    pub const WAITS: u64 = 8;
+    /// This bit too: it never ran.
+    pub const READY: u64 = 1;
+}
+
+#[cfg(cfi_stack_native)]
+impl Slot {
+    /// What it is in, whichever way that is noted: never [`slot_state::INLINED`].
+    pub(crate) fn standing(&self) -> u32 {
+        match self.state.load(Ordering::Acquire) {
+            slot_state::INLINED => match self.own.seal.load(Ordering::Acquire) {
+                0 => slot_state::DONE,
+                word if word & coroutine_word::READY != 0 => slot_state::READY,
+                word if word & coroutine_word::WAITS != 0 => slot_state::SUSPENDED,
+                _ => slot_state::RUNNING,
+            },
+            noted => noted,
+        }
+    }
 }
 
 /// What managed code carries: the limit it compares with and the stack it runs on.

@@ -93,15 +93,26 @@ impl<Yield, Return> CoroutineResult<Yield, Return> {
 ///
 /// Dropping it while it is suspended unwinds it, see [the module](self).
 pub struct Coroutine<Input, Yield, Return, Stack: stack::Stack = DefaultStack> {
-    /// Whose state says where the coroutine is.
+    /// The stack's, which says where the coroutine is; leased for it where the stack is not a pool's. [`BLANK`] when it is finished.
     slot: NonNull<Slot>,
-    /// The slot's, where the stack is not a pool's.
-    bare: Option<Lease>,
     stack: ManuallyDrop<Stack>,
     marker: PhantomData<fn(Input) -> CoroutineResult<Yield, Return>>,
 }
 
-// SAFETY: what a shared reference gives is the state, an atomic.
+/// What a finished coroutine has for a slot: nothing waits there, and nobody can write it.
+static BLANK: Blank = Blank([0; size_of::<Slot>() / 8]);
+
+#[repr(align(128))]
+struct Blank(#[expect(dead_code, reason = "the switch reads its words")] [u64; size_of::<Slot>() / 8]);
+
+impl Blank {
+    #[inline(always)]
+    fn slot() -> NonNull<Slot> {
+        NonNull::from(&BLANK).cast()
+    }
+}
+
+// SAFETY: what a shared reference gives is where the coroutine is, which is never written while there is one.
 unsafe impl<Input, Yield, Return, Stack: stack::Stack + Sync> Sync for Coroutine<Input, Yield, Return, Stack> {}
 
 impl<Input, Yield, Return, Stack: stack::Stack> fmt::Debug for Coroutine<Input, Yield, Return, Stack> {
@@ -228,34 +239,73 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
                 (lease.slot(), Some(lease))
             }
         };
-        // SAFETY: the stack, or the lease, keeps the slot.
-        let state = unsafe { state_of(slot) };
+        // SAFETY: whoever has the stack alone may use the slot. What `f` borrows is the caller's business.
+        unsafe { Self::leave(slot, f, from_ref(Location::caller()).cast_mut())? };
+        // `finish` takes it back.
+        bare.map(Lease::into_raw);
+        Ok(Coroutine { slot, stack: ManuallyDrop::new(stack), marker: PhantomData })
+    }
+
+    /// Makes the stack ready to run `f`.
+    ///
+    /// # Safety
+    /// The slot is leased, and the caller alone uses it.
+    #[inline(always)]
+    unsafe fn leave<F>(slot: NonNull<Slot>, f: F, created: *mut Location<'static>) -> Result<(), Error>
+    where
+        F: FnOnce(&Yielder<Input, Yield>, Input) -> Return,
+    {
+        #[cfg(target_arch = "x86_64")]
+        if inlined::unchecked() {
+            // SAFETY: the caller's; the stack was adopted when it was leased.
+            unsafe {
+                if !inlined::is_free(slot) {
+                    return Err(Error::Busy);
+                }
+                let place = body::leave::<Input, Yield, Return, F>(slot, f)?;
+                (*slot.as_ptr()).created.store(created, Ordering::Relaxed);
+                let first = body::first::<Input, Yield, Return, F> as *const ();
+                inlined::prepare(slot, first.expose_provenance() + inlined::AHEAD, place);
+            }
+            return Ok(());
+        }
+        // SAFETY: the caller's.
+        unsafe { Self::leave_for_stubs(slot, f, created) }
+    }
+
+    /// # Safety
+    /// As [`Coroutine::leave`].
+    #[cfg_attr(target_arch = "x86_64", cold)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    unsafe fn leave_for_stubs<F>(slot: NonNull<Slot>, f: F, created: *mut Location<'static>) -> Result<(), Error>
+    where
+        F: FnOnce(&Yielder<Input, Yield>, Input) -> Return,
+    {
         if !crossing::can_run_here(slot) {
             return Err(Error::Thread("the stack was leased by a thread of another shadow-stack mode"));
         }
-        if !matches!(state.load(Ordering::Relaxed), slot_state::LEASED | slot_state::DONE | slot_state::READY) {
-            return Err(Error::Busy);
-        }
-        // SAFETY: whoever has the stack alone may use the slot, and no frames are on it. What `f` borrows is the caller's business.
+        // SAFETY: the caller's; the state says that no frames are on the stack.
         unsafe {
-            let (entry, data) = body::leave::<Input, Yield, Return, F>(slot, f)?;
-            crossing::prepare(slot, entry, data);
-            (*slot.as_ptr()).created.store(from_ref(Location::caller()).cast_mut(), Ordering::Relaxed);
+            let state = state_of(slot);
+            if !matches!(state.load(Ordering::Relaxed), slot_state::LEASED | slot_state::DONE | slot_state::READY) {
+                return Err(Error::Busy);
+            }
+            let (entry, data) = body::leave_for_stubs::<Input, Yield, Return, F>(slot, f)?;
+            inlined::prepare_by_stub(slot, entry, data);
+            (*slot.as_ptr()).created.store(created, Ordering::Relaxed);
+            state.store(slot_state::READY, Ordering::Relaxed);
         }
-        state.store(slot_state::READY, Ordering::Relaxed);
-        Ok(Coroutine { slot, bare, stack: ManuallyDrop::new(stack), marker: PhantomData })
+        Ok(())
     }
 
+    /// Nothing is on the stack any more.
     #[inline(always)]
-    fn state(&self) -> u32 {
-        // SAFETY: the stack, or the lease, keeps the slot.
-        unsafe { state_of(self.slot) }.load(Ordering::Relaxed)
-    }
-
-    #[inline(always)]
-    fn set_state(&self, state: u32) {
-        // SAFETY: as above.
-        unsafe { state_of(self.slot) }.store(state, Ordering::Relaxed);
+    fn finish(&mut self) {
+        if self.stack.slot(stack::Private(())).is_none() {
+            // SAFETY: `make` has leased it.
+            drop(unsafe { Lease::from_raw(self.slot) });
+        }
+        self.slot = Blank::slot();
     }
 
     /// Runs the coroutine until it suspends itself or is finished; its function, or the `suspend` that it waits in, is given `input`.
@@ -272,7 +322,7 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
             // SAFETY: it has just come back so.
             return CoroutineResult::Yield(unsafe { self.yielded(came) });
         }
-        if came.how & inlined::ASKS == 0 && self.state() != slot_state::DONE {
+        if came.how & (inlined::HOW ^ inlined::FINISHED) == 0 {
             // SAFETY: as above.
             return CoroutineResult::Return(unsafe { self.returned(came) });
         }
@@ -319,14 +369,13 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
     /// What its function returned.
     ///
     /// # Safety
-    /// It has just come back, finished and without [`slot_state::DONE`].
+    /// It has just come back, finished.
     #[inline(always)]
     unsafe fn returned(&mut self, came: Came) -> Return {
         // SAFETY: `body::run` sent it; its place is not used again before the stack is.
-        unsafe {
-            state_of(self.slot).store(slot_state::DONE, Ordering::Relaxed);
-            word::receive(came.value)
-        }
+        let result = unsafe { word::receive(came.value) };
+        self.finish();
+        result
     }
 
     /// Whatever a coroutine can come back for.
@@ -337,11 +386,9 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
             Ended::Passed(result) => Ok(result),
             Ended::Panicked(payload) => resume_unwind(payload),
             Ended::Refused => {
-                // SAFETY: the word came back as it was sent; `cross`'s caller still has what it stands for. The stack, or the lease, keeps the slot.
-                unsafe {
-                    drop(word::receive::<Input>(came.value));
-                    Err(crossing::refusal(self.slot))
-                }
+                // SAFETY: the word came back as it was sent; `cross`'s caller still has what it stands for.
+                drop(unsafe { word::receive::<Input>(came.value) });
+                Err(if self.done() { Error::Finished } else { Error::Busy })
             }
         }
     }
@@ -353,10 +400,11 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
             unsafe {
                 match came.how & inlined::HOW {
                     inlined::SUSPENDED => return Ended::Passed(CoroutineResult::Yield(self.yielded(came))),
-                    inlined::FINISHED if self.state() == slot_state::DONE => {
+                    inlined::FINISHED => return Ended::Passed(CoroutineResult::Return(self.returned(came))),
+                    inlined::PANICKED => {
+                        self.finish();
                         return Ended::Panicked(payload(came.value));
                     }
-                    inlined::FINISHED => return Ended::Passed(CoroutineResult::Return(self.returned(came))),
                     inlined::ASKS => {
                         yielder::granted(came.value);
                         came = crossing::resume(self.slot, 0);
@@ -368,15 +416,15 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
     }
 
     /// Whether it was resumed before.
-    #[inline]
     pub fn started(&self) -> bool {
-        self.state() != slot_state::READY
+        // SAFETY: the stack, or the lease, keeps the slot of a coroutine that is not finished.
+        self.done() || unsafe { self.slot.as_ref() }.standing() != slot_state::READY
     }
 
     /// Whether it is finished: its function returned or panicked, or it was unwound or reset.
     #[inline]
     pub fn done(&self) -> bool {
-        self.state() == slot_state::DONE
+        self.slot == Blank::slot()
     }
 
     /// Marks the coroutine finished and forgets its frames, or its function if that never ran. No destructor of theirs runs.
@@ -388,7 +436,7 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         if !self.done() {
             // SAFETY: not running, since `&mut self` is exclusive; the rest is the caller's.
             unsafe { inlined::cancel(self.slot) };
-            self.set_state(slot_state::DONE);
+            self.finish();
         }
     }
 
@@ -409,8 +457,14 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
         if cfg!(panic = "abort") && self.started() {
             panic!("a suspended coroutine cannot be unwound in a program whose panics abort");
         }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as in `cross`.
+        if let Some(function) = unsafe { inlined::Function::take(self.slot) } {
+            self.finish();
+            return function.drop();
+        }
         loop {
-            // SAFETY: as in `run`; the coroutine sees what it is resumed for and takes no input.
+            // SAFETY: as in `cross`; the coroutine sees what it is resumed for and takes no input.
             let came = unsafe { crossing::resume_to_unwind(self.slot) };
             match self.settle(came) {
                 Ended::Panicked(payload) if !payload.is::<ForcedUnwind>() => resume_unwind(payload),
@@ -427,7 +481,6 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
     #[track_caller]
     pub fn into_stack(mut self) -> Stack {
         assert!(self.done(), "the stack of a coroutine that is not finished cannot be taken from it");
-        drop(self.bare.take());
         // SAFETY: self is forgotten, so the stack is taken once.
         let stack = unsafe { ManuallyDrop::take(&mut self.stack) };
         forget(self);
@@ -455,7 +508,6 @@ impl<Input, Yield, Return, Stack: stack::Stack> Drop for Coroutine<Input, Yield,
         if !self.done() {
             self.end();
         }
-        drop(self.bare.take());
         // SAFETY: self is being dropped.
         unsafe { ManuallyDrop::drop(&mut self.stack) };
     }
@@ -466,7 +518,7 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
     #[cold]
     fn end(&mut self) {
         if cfg!(panic = "abort") && self.started() {
-            if self.bare.is_some() {
+            if self.stack.slot(stack::Private(())).is_none() {
                 eprintln!(
                     "cfi-stack: a suspended coroutine on memory of the program's own cannot be unwound where panics abort"
                 );
@@ -492,7 +544,6 @@ impl<Input, Yield, Return, Stack: stack::Stack> Coroutine<Input, Yield, Return, 
             });
         }
         if let Some(payload) = first {
-            drop(self.bare.take());
             // SAFETY: `drop` does not come to do it.
             unsafe { ManuallyDrop::drop(&mut self.stack) };
             resume_unwind(payload);

@@ -93,6 +93,15 @@ impl Lease {
         unsafe { (&raw const (*self.slot.as_ptr()).shadow_top).read() != 0 }
     }
 
+    /// The lease that [`Lease::into_raw`] let go of.
+    ///
+    /// # Safety
+    /// It did, and nobody else makes it anew or gives the stack back.
+    #[inline(always)]
+    pub(crate) unsafe fn from_raw(slot: NonNull<Slot>) -> Lease {
+        Lease::new(slot)
+    }
+
     /// Lets go of the lease without giving the stack back: for owners that keep a slot's address alone, such as C.
     /// [`release_raw`] gives it back.
     pub fn into_raw(self) -> NonNull<Slot> {
@@ -394,7 +403,7 @@ fn release(slot: *mut Slot) {
     // SAFETY: a lease's slot is mapped for ever.
     let fields = unsafe { &*slot };
     let Some(known) = directory::known(slot.addr(), fields.chunk) else { lied(slot, "a lease names what is no stack") };
-    let state = fields.state.load(Ordering::Acquire);
+    let state = fields.standing();
     if state != slot_state::LEASED && state != slot_state::DONE && !unusual_state(slot, state) {
         return;
     }
@@ -424,7 +433,7 @@ fn unusual_state(slot: *mut Slot, state: u32) -> bool {
         slot_state::READY => {
             // SAFETY: a lease's slot is mapped for ever, and what was prepared on it is the lease's.
             let own = unsafe { &mut (*slot).own };
-            (own.sp, own.seal, own.token) = (0, 0, 0);
+            (own.sp, *own.seal.get_mut(), own.token) = (0, 0, 0);
             true
         }
         slot_state::RUNNING | slot_state::SUSPENDED => {

@@ -1,10 +1,11 @@
 //! The one page of this library that stubs and walks believe without a seal: it is read-only.
 //!
 //! It holds the mode word (what this CPU authenticates; a forged mode would turn the checks off), the root of the
-//! code map, and where the chunk directory lies. It lies in the program's own zeroed data at a link-time address, so no
+//! code map, where the chunk directory lies, and the mode once more as masks for the inlined switch. It lies in the program's own zeroed data at a link-time address, so no
 //! writable pointer leads to it. An update builds the new page elsewhere, takes write access away, looks whether it still says what was meant,
 //! and puts it in place with `mremap`: at its own address the page is never writable after the first update.
 
+use crate::abi::coroutine_word;
 use crate::error::Error;
 use crate::pac::Tampered;
 #[cfg(target_os = "linux")]
@@ -52,13 +53,32 @@ struct Fields {
     root: AtomicUsize,
     directory: AtomicUsize,
     entries: AtomicUsize,
+    resumable: AtomicU64,
+    careful: AtomicU64,
 }
 
 const _: () = {
     assert!(size_of::<Page>() == PAGE && std::mem::offset_of!(Page, fields) == 0);
     assert!(std::mem::offset_of!(Fields, mode) == 0);
     assert!(std::mem::offset_of!(Fields, directory) == 16 && std::mem::offset_of!(Fields, entries) == 24);
+    assert!(std::mem::offset_of!(Fields, resumable) == RESUMABLE && std::mem::offset_of!(Fields, careful) == CAREFUL);
 };
+
+/// Offset of a mask: a coroutine is resumed inlined only when its word ([`coroutine_word`]) has a bit of it. 0 where threads may have
+/// shadow stacks, and before the mode is set.
+pub(crate) const RESUMABLE: usize = 32;
+/// Offset of a mask: a coroutine suspends itself inlined only when its word has no bit of it. All bits where threads may have shadow stacks, and where
+/// something may lie on its stacks that has to be looked for. Before the mode is set no coroutine runs.
+pub(crate) const CAREFUL: usize = 40;
+
+/// The two masks that go with a mode word: one test of a coroutine's word with a mask is a question about both.
+fn masks(mode: u64) -> [u64; 2] {
+    match mode & (MODE_SET | MODE_SHADOW | MODE_MANAGED) {
+        MODE_SET => [coroutine_word::WAITS; 2],
+        mode if mode & (MODE_SET | MODE_SHADOW) == MODE_SET => [coroutine_word::WAITS, u64::MAX],
+        _ => [0, u64::MAX],
+    }
+}
 
 #[unsafe(no_mangle)]
 pub(crate) static cfi_stack_published: Page = Page {
@@ -67,6 +87,8 @@ pub(crate) static cfi_stack_published: Page = Page {
         root: AtomicUsize::new(0),
         directory: AtomicUsize::new(0),
         entries: AtomicUsize::new(0),
+        resumable: AtomicU64::new(0),
+        careful: AtomicU64::new(0),
     },
 };
 
@@ -95,6 +117,9 @@ impl Fields {
         self.mode.store(words.mode, Ordering::Relaxed);
         self.directory.store(words.directory, Ordering::Relaxed);
         self.entries.store(words.entries, Ordering::Relaxed);
+        let [resumable, careful] = masks(words.mode);
+        self.resumable.store(resumable, Ordering::Relaxed);
+        self.careful.store(careful, Ordering::Relaxed);
         self.root.store(words.root, Ordering::Release);
     }
 }
@@ -156,7 +181,7 @@ fn failed(errno: nix::Error) -> Error {
 }
 
 /// Whether `page` may take the place of what is in force. Both are read-only: what was meant stands in memory that can be rewritten.
-/// Mode bits are never lost, the directory stays where it is and never becomes shorter, and the root changes on purpose alone.
+/// Mode bits are never lost and the masks are theirs, the directory stays where it is and never becomes shorter, and the root changes on purpose alone.
 #[inline(always)]
 fn may_follow<const ROOT: bool>(page: &Fields, now: &Fields) -> bool {
     let lost = now.mode.load(Ordering::Relaxed) & !page.mode.load(Ordering::Relaxed);
@@ -164,7 +189,8 @@ fn may_follow<const ROOT: bool>(page: &Fields, now: &Fields) -> bool {
     let directory = now.directory.load(Ordering::Relaxed);
     let elsewhere = directory != 0 && page.directory.load(Ordering::Relaxed) != directory;
     let rooted = ROOT || page.root.load(Ordering::Relaxed) == now.root.load(Ordering::Relaxed);
-    lost == 0 && !shorter && !elsewhere && rooted
+    let masked = [&page.resumable, &page.careful].map(|mask| mask.load(Ordering::Relaxed));
+    lost == 0 && !shorter && !elsewhere && rooted && masked == masks(page.mode.load(Ordering::Relaxed))
 }
 
 /// Ends the process unless the page at `page`, which nobody can write any more, says what was meant and may follow `now`.
@@ -227,6 +253,8 @@ mod tests {
             root: AtomicUsize::new(root),
             directory: AtomicUsize::new(directory),
             entries: AtomicUsize::new(entries),
+            resumable: AtomicU64::new(masks(mode as u64)[0]),
+            careful: AtomicU64::new(masks(mode as u64)[1]),
         };
         let now = fields([7, 1, 2, 64]);
         let follows = |next| (may_follow::<false>(&fields(next), &now), may_follow::<true>(&fields(next), &now));
@@ -236,6 +264,21 @@ mod tests {
             assert_eq!(follows(next), (false, false), "{next:?}");
         }
         assert!(may_follow::<false>(&fields([1, 0, 5, 0]), &fields([1, 0, 0, 0])), "the first directory");
+        for forged in [coroutine_word::WAITS, u64::MAX] {
+            let next = fields([15, 1, 2, 128]);
+            next.resumable.store(forged, Ordering::Relaxed);
+            assert!(!may_follow::<true>(&next, &now), "the mode's masks alone");
+        }
+    }
+
+    #[test]
+    fn coroutines_are_not_inlined_under_shadow_stacks_nor_before_the_mode_is_set() {
+        let set = |bits| masks(MODE_SET | bits);
+        for mode in [0, MODE_MANAGED, MODE_SET | MODE_SHADOW, MODE_SET | MODE_SHADOW | MODE_MANAGED, u64::MAX] {
+            assert_eq!(masks(mode), [0, u64::MAX], "{mode:#x}");
+        }
+        assert_eq!((set(0), set(MODE_FULL_SEAL)), ([coroutine_word::WAITS; 2], [coroutine_word::WAITS; 2]));
+        assert_eq!(set(MODE_MANAGED), [coroutine_word::WAITS, u64::MAX]);
     }
 
     #[test]

@@ -219,6 +219,7 @@ pub type Thrown = unsafe extern "C-unwind" fn(usize) -> usize;
 /// # Safety
 /// As [`resume_through`]; the stack has run before. `f` unwinds only where what suspended it may: what was suspended by the functions here may not,
 /// since their assembly cannot be unwound.
+#[cfg_attr(not(any(test, feature = "steps")), allow(dead_code, reason = "the battery and debuggers' programs use it"))]
 #[inline(always)]
 pub(crate) unsafe fn throw(last: NonNull<Slot>, first: NonNull<Slot>, arg: usize, f: Thrown) -> Passed {
     // SAFETY: the caller's.

@@ -7,11 +7,8 @@ use super::body::ForcedUnwind;
 use crate::abi::{Slot, slot_state};
 use crate::continuation::Inside;
 use crate::directory::slot_of_stack;
-use crate::error::Error;
-#[cfg(target_arch = "x86_64")]
-use crate::published;
+use crate::switch;
 use crate::switch::inlined::{self, Came};
-use crate::switch::{self, Entry};
 use crate::thread::{self, Detached};
 use std::panic::resume_unwind;
 use std::ptr::{NonNull, null_mut};
@@ -27,12 +24,11 @@ pub(super) unsafe fn state_of<'a>(slot: NonNull<Slot>) -> &'a AtomicU32 {
     unsafe { &(*slot.as_ptr()).state }
 }
 
-/// Whether the slot has a shadow stack just where this thread has one. Not asked where no thread of the process has.
-#[inline(always)]
+/// Whether the slot has a shadow stack just where this thread has one.
 pub(super) fn can_run_here(slot: NonNull<Slot>) -> bool {
     // SAFETY: the slot is mapped, and this word does not change while it is leased.
-    let has_shadow = || unsafe { (&raw const (*slot.as_ptr()).shadow_top).read() != 0 };
-    inlined::unchecked() || has_shadow() == (crate::arch::shadow_pointer() != 0)
+    let has_shadow = unsafe { (&raw const (*slot.as_ptr()).shadow_top).read() != 0 };
+    has_shadow == (crate::arch::shadow_pointer() != 0)
 }
 
 /// Whether the caller runs on the slot's own stack.
@@ -41,33 +37,10 @@ pub(super) fn runs_on(slot: NonNull<Slot>) -> bool {
     unsafe { ((*slot.as_ptr()).base..(*slot.as_ptr()).top).contains(&stack_pointer()) }
 }
 
-/// Makes the stack ready to run `entry(_, data, slot)`.
-///
-/// # Safety
-/// The slot is leased, nothing is on its stack, and the caller alone uses it.
-#[inline(always)]
-pub(super) unsafe fn prepare(slot: NonNull<Slot>, entry: Entry, data: usize) {
-    // SAFETY: the caller's.
-    unsafe { inlined::prepare(slot, entry, data) }
-}
-
-/// Why a coroutine was [`inlined::REFUSED`].
-///
-/// # Safety
-/// The slot is leased.
-#[cold]
-pub(super) unsafe fn refusal(slot: NonNull<Slot>) -> Error {
-    // SAFETY: the caller's.
-    match unsafe { state_of(slot) }.load(Ordering::Relaxed) {
-        slot_state::DONE => Error::Finished,
-        _ => Error::Busy,
-    }
-}
-
 /// Runs a coroutine that is ready or suspended until it comes back; `word` goes to it. One that is neither is [`inlined::REFUSED`], with the word.
 ///
 /// # Safety
-/// The slot was prepared here, and this thread alone uses it.
+/// The slot was prepared by this face, or is blank, and this thread alone uses it.
 #[inline(always)]
 pub(super) unsafe fn resume(slot: NonNull<Slot>, word: usize) -> Came {
     #[cfg(target_arch = "x86_64")]
@@ -77,32 +50,39 @@ pub(super) unsafe fn resume(slot: NonNull<Slot>, word: usize) -> Came {
         return unsafe { inlined::resume(slot, sp, word) };
     }
     // SAFETY: the caller's.
-    unsafe { resume_by_stub(slot, word, slot_state::RUNNING) }
+    unsafe { resume_by_stub(word, slot) }
 }
 
 /// [`resume`], for the coroutine to be unwound as soon as it looks at its state.
 ///
 /// # Safety
-/// As [`resume`].
+/// As [`resume`]; where stacks are switched inlined it has run.
 pub(super) unsafe fn resume_to_unwind(slot: NonNull<Slot>) -> Came {
-    #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller's.
-    if let Some(sp) = unsafe { inlined::waits_at(slot) } {
-        // SAFETY: the caller's.
-        return unsafe {
-            state_of(slot).store(slot_state::UNWINDING, Ordering::Relaxed);
-            inlined::resume(slot, sp, 0)
-        };
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(sp) = inlined::waits_at(slot) {
+            return inlined::resume_to_unwind(slot, sp);
+        }
+        go_by_stub(slot, 0, slot_state::UNWINDING)
     }
-    // SAFETY: the caller's.
-    unsafe { resume_by_stub(slot, 0, slot_state::UNWINDING) }
 }
 
+/// [`resume`] by the stubs. The word first: both are in their registers then.
+///
 /// # Safety
 /// As [`resume`].
 #[cfg_attr(target_arch = "x86_64", cold)]
 #[cfg_attr(target_arch = "x86_64", inline(never))]
-unsafe fn resume_by_stub(slot: NonNull<Slot>, word: usize, state_then: u32) -> Came {
+unsafe fn resume_by_stub(word: usize, slot: NonNull<Slot>) -> Came {
+    // SAFETY: the caller's.
+    unsafe { go_by_stub(slot, word, slot_state::RUNNING) }
+}
+
+/// # Safety
+/// As [`resume`].
+#[inline(always)]
+unsafe fn go_by_stub(slot: NonNull<Slot>, word: usize, state_then: u32) -> Came {
     // SAFETY: the caller's.
     let state = unsafe { state_of(slot) };
     match state.load(Ordering::Relaxed) {
@@ -122,73 +102,46 @@ unsafe fn resume_by_stub(slot: NonNull<Slot>, word: usize, state_then: u32) -> C
         }
     };
     let how = match state.load(Ordering::Relaxed) {
-        _ if passed.finished => inlined::FINISHED,
+        slot_state::DONE if passed.finished => inlined::PANICKED,
+        _ if passed.finished => {
+            state.store(slot_state::DONE, Ordering::Relaxed);
+            inlined::FINISHED
+        }
         slot_state::ASKING => inlined::ASKS,
         _ => inlined::SUSPENDED,
     };
     Came { value: passed.value, how }
 }
 
-/// Suspends the slot's coroutine and passes `word` to its resumer. Returns what the next resume passes; unwinds if that wants it to. `None`
-/// where the caller does not run on the coroutine's stack, nor on one that was resumed from there.
+/// Suspends the slot's coroutine, where that is inlined, and passes `word` to its resumer. Returns what the next resume passes; unwinds if that wants
+/// it to. `None`: nothing was done, and [`suspend_with_care`] says what there is to do.
 ///
 /// # Safety
 /// The slot is leased, and this thread alone uses it.
 #[inline(always)]
 pub(super) unsafe fn suspend(slot: NonNull<Slot>, word: usize) -> Option<usize> {
     #[cfg(target_arch = "x86_64")]
-    {
-        inlined::unless_clear!(published::MODE_SHADOW | published::MODE_MANAGED, {
-            // SAFETY: the caller's.
-            return unsafe { suspend_with_care(slot, word, slot_state::SUSPENDED) };
-        });
-        // SAFETY: the caller's. Somebody waits for the coroutine, so the caller runs on its stack or on one that was resumed from there.
-        unsafe {
-            let (word, slot) = inlined::suspend::<{ inlined::SUSPENDED }>(slot, inlined::resumer(slot)?, word);
-            look(slot);
-            Some(word)
+    // SAFETY: the caller's. Where somebody waits for the coroutine the caller runs on its stack or on one that was resumed from there.
+    unsafe {
+        let resumer = inlined::resumer(slot)?;
+        let woken = inlined::suspend::<{ inlined::SUSPENDED }>(slot, resumer, word);
+        if woken.goes_on == 0 {
+            unwind();
         }
+        Some(woken.value)
     }
     #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: the caller's.
-    unsafe {
-        suspend_with_care(slot, word, slot_state::SUSPENDED)
+    {
+        let _ = (slot, word);
+        None
     }
 }
 
-/// Goes to the resumer to ask for what stands at `word`. Returns `Some` when it was granted, `None` as [`suspend`].
-///
-/// # Safety
-/// As [`suspend`].
-pub(super) unsafe fn ask(slot: NonNull<Slot>, word: usize) -> Option<()> {
-    // SAFETY: the caller's.
-    unsafe { suspend_with_care(slot, word, slot_state::ASKING) }.map(|_| ())
-}
-
-/// Unwinds if that is what the coroutine was resumed for.
-///
-/// # Safety
-/// It runs, on this thread.
-#[inline(always)]
-unsafe fn look(slot: NonNull<Slot>) {
-    // SAFETY: no other thread writes it now. Not read as an atomic, which the compiler would not compare where it lies.
-    unsafe {
-        if (&raw const (*slot.as_ptr()).state).cast::<u32>().read() == slot_state::UNWINDING {
-            unwind(state_of(slot));
-        }
-    }
-}
-
+/// What a coroutine does that was resumed to unwind.
 #[cold]
 #[inline(never)]
-fn unwind(state: &AtomicU32) -> ! {
-    state.store(running_state(), Ordering::Relaxed);
+fn unwind() -> ! {
     resume_unwind(Box::new(ForcedUnwind))
-}
-
-/// What the state is while a coroutine runs: the inlined switch does not note it.
-pub(super) fn running_state() -> u32 {
-    if inlined::unchecked() { slot_state::SUSPENDED } else { slot_state::RUNNING }
 }
 
 /// The stacks that are suspended together: from the one that the caller runs on, by resumers, to a coroutine's.
@@ -246,21 +199,15 @@ fn stack_pointer() -> usize {
     sp
 }
 
-/// [`suspend`] and [`ask`], wherever and whatever.
+/// Suspends the slot's coroutine and passes `word` to its resumer, wherever and whatever: with `state_then` [`slot_state::ASKING`], to ask for what
+/// stands at `word`. Returns what the next resume passes; unwinds if that wants it to. `None` where the caller does not run on the coroutine's
+/// stack, nor on one that was resumed from there.
 ///
 /// # Safety
 /// As [`suspend`].
-#[cfg_attr(target_arch = "x86_64", cold)]
-#[cfg_attr(target_arch = "x86_64", inline(never))]
-unsafe fn suspend_with_care(slot: NonNull<Slot>, word: usize, state_then: u32) -> Option<usize> {
-    // SAFETY: the caller's.
-    let state = unsafe { state_of(slot) };
-    // SAFETY: the caller's.
-    if !unsafe { runs(slot) } {
-        return None;
-    }
-    // SAFETY: it runs, and no other thread has it.
-    let chain = unsafe { Chain::to(slot) }?;
+pub(super) unsafe fn suspend_with_care(slot: NonNull<Slot>, word: usize, state_then: u32) -> Option<usize> {
+    // SAFETY: the caller's. Once it is known to run, no other thread has it.
+    let chain = unsafe { if runs(slot) { Chain::to(slot) } else { None } }?;
     // The records of these stacks' frames leave the thread's list while the frames wait. Those that ask do not wait, they call.
     let detached = (thread::has_records() && state_then == slot_state::SUSPENDED)
         // SAFETY: the chain runs.
@@ -272,53 +219,64 @@ unsafe fn suspend_with_care(slot: NonNull<Slot>, word: usize, state_then: u32) -
         false => Inside::detach(&unsafe { (*slot.as_ptr()).base..(*slot.as_ptr()).top }),
     };
     // SAFETY: the caller runs on the youngest stack of the chain, and the oldest is the coroutine's.
-    let word = unsafe { go(chain, word, state, state_then) };
+    let passed = unsafe { go(chain, word, state_then) };
     if let Some(detached) = detached {
         detached.attach();
     }
     if let Some(inside) = inside {
         inside.attach();
     }
-    // SAFETY: the caller's.
-    unsafe { look(slot) };
-    Some(word)
+    Some(passed.unwrap_or_else(|| unwind()))
 }
 
 /// # Safety
 /// As [`suspend`].
 unsafe fn runs(slot: NonNull<Slot>) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if inlined::unchecked() {
-        // SAFETY: the caller's.
-        return unsafe { inlined::resumer(slot) }.is_some();
-    }
     // SAFETY: the caller's.
-    unsafe { state_of(slot) }.load(Ordering::Relaxed) == slot_state::RUNNING
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if inlined::unchecked() {
+            return inlined::resumer_with_care(slot).is_some();
+        }
+        state_of(slot).load(Ordering::Relaxed) == slot_state::RUNNING
+    }
 }
 
+/// `None`: it was resumed to unwind.
+///
 /// # Safety
 /// The caller runs on the chain's youngest stack.
 #[inline(always)]
-unsafe fn go(chain: Chain, word: usize, state: &AtomicU32, state_then: u32) -> usize {
+unsafe fn go(chain: Chain, word: usize, state_then: u32) -> Option<usize> {
     let slot = chain.oldest;
     #[cfg(target_arch = "x86_64")]
     if inlined::unchecked() {
         // SAFETY: the caller's; the coroutine runs.
-        unsafe {
-            let Some(resumer) = inlined::resumer(slot) else { unreachable!("a coroutine that runs has a resumer") };
-            return match state_then {
-                slot_state::ASKING => inlined::suspend::<{ inlined::ASKS }>(slot, resumer, word).0,
-                _ => inlined::suspend::<{ inlined::SUSPENDED }>(slot, resumer, word).0,
+        let woken = unsafe {
+            let Some(resumer) = inlined::resumer_with_care(slot) else {
+                unreachable!("a coroutine that runs has a resumer")
             };
-        }
+            match state_then {
+                slot_state::ASKING => inlined::suspend::<{ inlined::ASKS }>(slot, resumer, word),
+                _ => inlined::suspend::<{ inlined::SUSPENDED }>(slot, resumer, word),
+            }
+        };
+        return (woken.goes_on != 0).then_some(woken.value);
     }
-    state.store(state_then, Ordering::Relaxed);
     // SAFETY: the caller's.
     unsafe {
-        if chain.youngest == slot {
-            return switch::suspend_without_fp_control(slot, word);
+        let state = state_of(slot);
+        state.store(state_then, Ordering::Relaxed);
+        let word = if chain.youngest == slot {
+            switch::suspend_without_fp_control(slot, word)
+        } else {
+            (*slot.as_ptr()).next.store(chain.youngest.as_ptr(), Ordering::Relaxed);
+            switch::suspend_through_without_fp_control(chain.youngest, slot, word)
+        };
+        if state.load(Ordering::Relaxed) == slot_state::UNWINDING {
+            state.store(slot_state::RUNNING, Ordering::Relaxed);
+            return None;
         }
-        (*slot.as_ptr()).next.store(chain.youngest.as_ptr(), Ordering::Relaxed);
-        switch::suspend_through_without_fp_control(chain.youngest, slot, word)
+        Some(word)
     }
 }

@@ -3,6 +3,7 @@
 use crate::abi::Slot;
 use crate::error::Error;
 use crate::pool::{self, Lease};
+use crate::switch::inlined;
 use crate::{features, published};
 use std::io;
 use std::num::NonZeroUsize;
@@ -96,7 +97,7 @@ impl DefaultStack {
     pub fn try_new(size: usize) -> Result<Self, Error> {
         decided()?;
         let lease = pool::lease(size.max(MIN_STACK_SIZE))?;
-        switchable(&lease)?;
+        adopt(&lease)?;
         Ok(DefaultStack { lease })
     }
 }
@@ -155,7 +156,7 @@ pub(super) fn bind(stack: &impl Stack) -> Result<Lease, Error> {
     decided()?;
     // SAFETY: the implementor of `Stack` vouches for the memory, and the coroutine keeps it as long as the lease.
     let lease = unsafe { pool::bare(limit, base) }?;
-    switchable(&lease)?;
+    adopt(&lease)?;
     Ok(lease)
 }
 
@@ -173,13 +174,15 @@ fn decide() -> Result<(), Error> {
     published::set_mode(features::mode())
 }
 
-/// A stack with a shadow stack needs the stubs.
+/// Makes a stack the coroutines'. One with a shadow stack needs the stubs.
 #[inline]
-fn switchable(lease: &Lease) -> Result<(), Error> {
+fn adopt(lease: &Lease) -> Result<(), Error> {
     // SAFETY: the lease keeps the slot, of which only this field is read.
     let shadow_top = unsafe { (&raw const (*lease.slot().as_ptr()).shadow_top).read() };
     if shadow_top != 0 && published::mode() & published::MODE_SHADOW == 0 {
         return Err(Error::Thread("it has a shadow stack and the thread that came first had none"));
     }
+    // SAFETY: it was leased just now.
+    unsafe { inlined::adopt(lease.slot()) };
     Ok(())
 }

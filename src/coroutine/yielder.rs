@@ -1,7 +1,7 @@
 //! What a coroutine's function has of the outside.
 
 use super::{crossing, word};
-use crate::abi::Slot;
+use crate::abi::{Slot, slot_state};
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -43,11 +43,29 @@ impl<Input, Yield> Yielder<Input, Yield> {
         // SAFETY: the coroutine has the yielder, so it has the slot. The value stays here until the resumer has taken it; the input is
         // the resumer's, of this type.
         unsafe {
-            let Some(word) = crossing::suspend(self.slot, word::send(&value)) else {
-                drop(ManuallyDrop::into_inner(value));
-                elsewhere();
-            };
-            word::receive::<Input>(word)
+            let word = word::send(&value);
+            match crossing::suspend(self.slot, word) {
+                Some(passed) => word::receive::<Input>(passed),
+                None => word::receive::<Input>(self.suspend_with_care(word)),
+            }
+        }
+    }
+
+    /// # Safety
+    /// `word` is a `Yield`'s, which is taken.
+    #[cfg_attr(target_arch = "x86_64", cold)]
+    #[cfg_attr(target_arch = "x86_64", inline(never))]
+    #[track_caller]
+    unsafe fn suspend_with_care(&self, word: usize) -> usize {
+        // SAFETY: as in `suspend`.
+        unsafe {
+            crossing::suspend_with_care(self.slot, word, slot_state::SUSPENDED).unwrap_or_else(
+                #[cold]
+                || {
+                    drop(word::receive::<Yield>(word));
+                    elsewhere()
+                },
+            )
         }
     }
 
@@ -68,8 +86,9 @@ impl<Input, Yield> Yielder<Input, Yield> {
         F: FnOnce() -> R + Send,
     {
         let mut wish = Wish { grant: grant::<F, R>, f: Some(f), result: None };
+        let word = (&raw mut wish).expose_provenance();
         // SAFETY: the coroutine has the yielder, so it has the slot. The resumer comes back as soon as it has granted the wish, which stays here until then.
-        if unsafe { crossing::ask(self.slot, (&raw mut wish).expose_provenance()) }.is_none() {
+        if unsafe { crossing::suspend_with_care(self.slot, word, slot_state::ASKING) }.is_none() {
             elsewhere();
         }
         match wish.result {

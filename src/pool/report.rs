@@ -90,9 +90,7 @@ pub(super) fn slots() -> impl Iterator<Item = (NonNull<Slot>, Bound)> {
 /// finds in the slot where each one's registers lie.
 pub fn suspended() -> impl Iterator<Item = NonNull<Slot>> {
     // SAFETY: slots in the directory are mapped for ever.
-    slots()
-        .map(|(slot, _)| slot)
-        .filter(|slot| unsafe { slot.as_ref() }.state.load(Ordering::Acquire) == slot_state::SUSPENDED)
+    slots().map(|(slot, _)| slot).filter(|slot| unsafe { slot.as_ref() }.standing() == slot_state::SUSPENDED)
 }
 
 /// All stacks that are suspended, or prepared and never run, and those that were left with something on them.
@@ -100,7 +98,7 @@ pub fn leaks() -> Vec<Leak> {
     let waits = |(slot, bound): (NonNull<Slot>, Bound)| {
         // SAFETY: slots in the directory are mapped for ever.
         let fields = unsafe { slot.as_ref() };
-        let state = fields.state.load(Ordering::Acquire);
+        let state = fields.standing();
         let abandoned =
             fields.owner.load(Ordering::Relaxed).addr() & budget::ABANDONED != 0 && state != slot_state::FREE;
         let suspended = state == slot_state::SUSPENDED;
@@ -132,7 +130,7 @@ pub fn stats() -> Stats {
     for (slot, bound) in slots() {
         // SAFETY: slots in the directory are mapped for ever.
         let fields = unsafe { slot.as_ref() };
-        let state = fields.state.load(Ordering::Relaxed);
+        let state = fields.standing();
         let shape = Shape::of(&bound);
         let abandoned = fields.owner.load(Ordering::Relaxed).addr() & budget::ABANDONED != 0;
         let class = stats.class(&shape);
