@@ -79,13 +79,15 @@ pub fn shadow_pointer() -> usize {
     pointer
 }
 
-/// Whether the instruction authenticates a return address.
+/// Whether the instruction authenticates a return address or a frame pointer.
 pub fn authenticates(instruction: u32) -> bool {
     const AUTIASP: u32 = 0xd503_23bf;
     const AUTIBSP: u32 = 0xd503_23ff;
     const AUTIA: u32 = 0xdac1_1000;
     const AUTIB: u32 = 0xdac1_1400;
-    matches!(instruction, AUTIASP | AUTIBSP) || matches!(instruction & 0xffff_fc00, AUTIA | AUTIB)
+    const AUTDA: u32 = 0xdac1_1800;
+    const AUTDB: u32 = 0xdac1_1c00;
+    matches!(instruction, AUTIASP | AUTIBSP) || matches!(instruction & 0xffff_fc00, AUTIA | AUTIB | AUTDA | AUTDB)
 }
 
 /// Immediate of the `brk` in a stub whose check of a sealed record failed.

@@ -5,6 +5,7 @@ mod continuations;
 mod coroutines;
 mod faults;
 mod growth;
+mod layouts;
 mod leaks;
 mod link;
 mod link_native;
@@ -56,6 +57,10 @@ pub const SELFTESTS: &[Case] = &[
         run: coroutines::around_managed_code,
     },
     Case { id: "S25", title: "futures that have stacks, around managed code too", run: coroutines::futures },
+    Case { id: "S26", title: "frames of every kind move and come back", run: layouts::kinds_of_frames },
+    Case { id: "S27", title: "frames that cannot move say why", run: layouts::refusals },
+    Case { id: "S28", title: "layouts that lie move nothing", run: layouts::lies },
+    Case { id: "S29", title: "a flipped signed frame pointer", run: layouts::signed_frame_pointers },
     Case { id: "S35", title: "link calls carry arguments and results of every size", run: link::arguments },
     Case { id: "S36", title: "link calls within each other, growth, ways out, oscillation", run: link::nests },
     Case { id: "S37", title: "native code gets the room that it asks for", run: link_native::ensured },

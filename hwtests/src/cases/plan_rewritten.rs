@@ -97,13 +97,15 @@ const ENTRIES: [EntryAttack; 10] = [
     },
     EntryAttack {
         what: "slot below the span",
-        rewrite: |plan, frames| *plan[VICTIM].place_mut() = frames[0].record - 8 | plan[VICTIM].form(),
+        rewrite: |plan, frames| *plan[VICTIM].place_mut() = (frames[0].record - 8) | plan[VICTIM].form(),
         before_rebase: same(Code::K),
         after_rebase: same(Code::K),
     },
     EntryAttack {
         what: "slot past the top",
-        rewrite: |plan, frames| *plan[VICTIM].place_mut() = frames[frames.len() - 1].record + 16 | plan[VICTIM].form(),
+        rewrite: |plan, frames| {
+            *plan[VICTIM].place_mut() = (frames[frames.len() - 1].record + 16) | plan[VICTIM].form()
+        },
         before_rebase: same(Code::K),
         after_rebase: same(Code::K),
     },
