@@ -18,9 +18,9 @@
 //! | `system`, `directory`, `slab`, `budget`, [`pool`] | system calls that can be made to fail; which data and shadow stack a slot has, read-only; many stacks in one mapping; what they may use; leasing them |
 //! | `switch` | the verbs that change stacks |
 //! | `policy`, `link`, `stack`, [`engine`] | the embedder's numbers; the segments of a stack; one growable stack; what engines use |
-//! | [`fudge`] | how much stack native code takes that is called on a managed segment |
 //! | [`coroutine`], [`continuation`], `future` | the faces of switching: safe Rust, an engine's effect handlers, await on a stack |
 //! | `ensure` | room for native code: [`ensure()`] |
+//! | [`fudge`], [`inspect`] | how much stack native code takes on managed segments; a stack as data, as text and as a drawing, and what all have done |
 //!
 //! A caller's mistake is a typed [`Error`] and the stack runs on. Evidence of tampering ends the process: by the
 //! CPU's own fault, by a `brk` of ours, or by one line on stderr and SIGABRT.
@@ -28,6 +28,7 @@
 mod abi;
 pub mod codemap;
 mod error;
+pub mod inspect;
 pub mod pac;
 mod plan;
 mod policy;
@@ -41,6 +42,8 @@ pub mod steps;
 #[cfg(not(feature = "steps"))]
 mod steps;
 mod tamper;
+#[cfg_attr(not(cfi_stack_native), allow(dead_code, reason = "nothing moves here but specimens"))]
+mod totals;
 mod walk;
 
 #[cfg(cfi_stack_native)]

@@ -87,6 +87,11 @@ pub(crate) struct Links {
 }
 
 impl Links {
+    /// All segments, the oldest first.
+    pub(crate) fn in_order<'a>(&'a self, current: &'a Segment) -> impl Iterator<Item = &'a Segment> {
+        self.older.iter().chain([current]).chain(self.newer.iter().rev())
+    }
+
     /// Makes the segment that holds `sp` the current one, and says whether it was another: link calls and their returns, and the returns
     /// of lifted frames, happen without Rust.
     pub(crate) fn settle(&mut self, current: &mut Segment, sp: usize) -> Result<bool, Tampered> {

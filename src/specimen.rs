@@ -24,6 +24,8 @@
 
 mod design;
 #[cfg(test)]
+mod inspected;
+#[cfg(test)]
 mod properties;
 pub mod tampering;
 

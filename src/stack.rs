@@ -10,6 +10,8 @@ mod nested;
 
 pub(crate) use nested::{compact, enter_again, reserve};
 
+pub(crate) mod looked;
+
 use crate::abi::{Activation, Control};
 use crate::arch;
 use crate::error::{Error, Refusal};
@@ -264,7 +266,7 @@ impl Stack {
         // SAFETY: as in `discard`.
         let inner = unsafe { self.inner.as_mut() };
         inner.same_domain()?;
-        untampered(inner.make_room(bytes, 0))
+        untampered(inner.counted(|inner| inner.make_room(bytes, 0)))
     }
 
     /// Moves an idle or suspended stack to the smallest segment that its frames fit in, with the policy's reserve and `keep`, not below
@@ -276,7 +278,7 @@ impl Stack {
         // SAFETY: as in `discard`.
         let inner = unsafe { self.inner.as_mut() };
         inner.same_domain()?;
-        untampered(inner.shrink(false))
+        untampered(inner.counted(|inner| inner.shrink(false)))
     }
 
     /// Does so if the policy's `shrink_below` says that the segment is too large for what is on it.
@@ -287,7 +289,7 @@ impl Stack {
         // SAFETY: as in `discard`.
         let inner = unsafe { self.inner.as_mut() };
         inner.same_domain()?;
-        untampered(inner.shrink(true))
+        untampered(inner.counted(|inner| inner.shrink(true)))
     }
 
     /// What the stack has done so far.
@@ -425,7 +427,7 @@ impl Inner {
 unsafe extern "C" fn cfi_stack_on_grow(control: *mut Control, bytes: usize, registers: usize) -> usize {
     // SAFETY: the control block is the first field of `Inner`, and `enter` holds no reference to it while the stub runs.
     let inner = unsafe { &mut *control.cast::<Inner>() };
-    match inner.grow(bytes, registers) {
+    match inner.counted(|inner| inner.grow(bytes, registers)) {
         Ok(()) => 1,
         Err(Refusal::Error(error)) => {
             inner.control.outcome = OUTCOME_FAILED;

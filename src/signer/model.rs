@@ -10,7 +10,7 @@ use crate::pac::{Binding, Modifier, PointerSigning, RawPc, SignedPc, SignedPoint
 use crate::segment::{read_word, write_word};
 
 /// Where the signature stands with 48-bit addresses: 7 bits, as on Linux with top-byte-ignore.
-const FIELD: u64 = 0x7f << 48;
+pub(crate) const FIELD: u64 = 0x7f << 48;
 
 /// The keys of a model process.
 #[derive(Clone, Copy, Debug)]

@@ -117,7 +117,7 @@ impl Inner {
     }
 
     /// What the link record of an entry says. It stands right below the entry's frame.
-    fn waits_at(&self, native_sp: usize, link: usize) -> Result<usize, Refusal> {
+    pub(super) fn waits_at(&self, native_sp: usize, link: usize) -> Result<usize, Refusal> {
         if link == 0 || link != native_sp.wrapping_sub(size_of::<Link>()) {
             return Err(astray(link));
         }

@@ -31,7 +31,7 @@ pub(super) struct Outer {
 /// # Errors
 /// [`Error::NotInExit`] when `activation` is not the innermost one of this thread, or managed code itself runs: this was called by a signal
 /// handler or a hook.
-fn in_exit(activation: &Activation) -> Result<NonNull<Inner>, Error> {
+pub(super) fn in_exit(activation: &Activation) -> Result<NonNull<Inner>, Error> {
     if thread::current_activation() != Some(NonNull::from(activation)) {
         return Err(Error::NotInExit);
     }
@@ -69,7 +69,7 @@ pub(crate) unsafe fn reserve(activation: &Activation, bytes: usize) -> Result<()
     // SAFETY: `in_exit` has seen that native code runs, so nobody else uses `inner`.
     let inner = unsafe { inner.as_mut() };
     inner.same_domain()?;
-    untampered(inner.make_room(bytes, 0))
+    untampered(inner.counted(|inner| inner.make_room(bytes, 0)))
 }
 
 /// See [`crate::engine::compact`].
@@ -81,7 +81,7 @@ pub(crate) unsafe fn compact(activation: &Activation) -> Result<bool, Error> {
     // SAFETY: as in `reserve`.
     let inner = unsafe { inner.as_mut() };
     inner.same_domain()?;
-    untampered(inner.shrink(true))
+    untampered(inner.counted(|inner| inner.shrink(true)))
 }
 
 impl Inner {
@@ -94,7 +94,7 @@ impl Inner {
             errno: libc::ENOMEM,
         })?;
         // exit's own record may lie in the reserve already: a nested entry begins with the whole of it.
-        untampered(self.make_room(0, 0))?;
+        untampered(self.counted(|inner| inner.make_room(0, 0)))?;
         let control = &mut self.control;
         self.outer.push(Outer {
             native_sp: control.native_sp,
