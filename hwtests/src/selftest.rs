@@ -10,8 +10,12 @@ mod leaks;
 mod link;
 mod link_native;
 mod measured;
+mod nested;
+mod resized;
 mod several;
 mod slabs;
+mod spans;
+mod suspended;
 mod switching;
 mod unwinding;
 
@@ -61,6 +65,11 @@ pub const SELFTESTS: &[Case] = &[
     Case { id: "S27", title: "frames that cannot move say why", run: layouts::refusals },
     Case { id: "S28", title: "layouts that lie move nothing", run: layouts::lies },
     Case { id: "S29", title: "a flipped signed frame pointer", run: layouts::signed_frame_pointers },
+    Case { id: "S30", title: "entries within each other, growth at each level", run: nested::levels },
+    Case { id: "S31", title: "nested entries: the ways out, and mistakes", run: nested::mistakes },
+    Case { id: "S32", title: "suspended stacks move, change threads, are dropped", run: suspended::all },
+    Case { id: "S33", title: "sizes up front, shrinking, compaction", run: resized::all },
+    Case { id: "S34", title: "random programs over one stack against a model with an endless one", run: spans::random },
     Case { id: "S35", title: "link calls carry arguments and results of every size", run: link::arguments },
     Case { id: "S36", title: "link calls within each other, growth, ways out, oscillation", run: link::nests },
     Case { id: "S37", title: "native code gets the room that it asks for", run: link_native::ensured },

@@ -20,6 +20,13 @@ use std::sync::atomic::Ordering;
 impl Inner {
     /// What the stub `grow` asks for: room, or a segment for a link call.
     pub(super) fn grow(&mut self, bytes: usize, registers: usize) -> Result<(), Refusal> {
+        self.moving = true;
+        let grown = self.grow_now(bytes, registers);
+        self.moving = false;
+        grown
+    }
+
+    fn grow_now(&mut self, bytes: usize, registers: usize) -> Result<(), Refusal> {
         let youngest = self.youngest()?.unwrap_or(0);
         step(Step::Begin, StepInfo::new(youngest, self.segment.record(), None, &mut self.plan))?;
         if self.prepare_link()? { Ok(()) } else { self.make_room(bytes, registers) }
