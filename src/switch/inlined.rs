@@ -188,19 +188,20 @@ pub(crate) unsafe fn waits_at(slot: NonNull<Slot>) -> Option<usize> {
     if crate::sanitizer::is_told() {
         return None;
     }
-    // SAFETY: the caller's; and as in `unchecked`. The mask decides, not the slot alone: whoever writes the slot would turn every check off.
+    // The mask decides, not the slot alone: whoever writes the slot would turn every check off. It is read anew each time, since a copy would lie in
+    // writable memory. That it is tested by the compiler's own branch leaves it more freedom in loops than a branch of the assembly's.
+    // SAFETY: the caller's; and as in `unchecked`.
     unsafe {
-        let word = read(slot);
+        let mask: u64;
         std::arch::asm!(
-            "test [rip + {page} + {resumable}], {word}",
-            "jz {not}",
+            "mov {mask}, [rip + {page} + {resumable}]",
             page = sym published::cfi_stack_published,
             resumable = const published::RESUMABLE,
-            word = in(reg) word,
-            not = label { return None },
-            options(nomem, nostack),
+            mask = out(reg) mask,
+            options(nomem, nostack, preserves_flags),
         );
-        Some(word as usize)
+        let word = read(slot);
+        (word & mask != 0).then_some(word as usize)
     }
 }
 
