@@ -1,14 +1,22 @@
 """What a backtrace must hold at each stop. Shared by the scripts for both debuggers.
 
 CHAINS in the environment names the functions that a backtrace at each stop must hold, youngest first: commas between them,
-semicolons between stops; one with ! in front must not be there at all.
+semicolons between stops; one with ! in front must not be there at all, name*N stands for N of them.
 """
 import os
 import re
 
-CHAINS = [chain.split(",") for chain in os.environ["CHAINS"].split(";")]
+def words(chain):
+    for word in chain.split(","):
+        name, _, count = word.partition("*")
+        yield from [name] * int(count or 1)
+
+
+CHAINS = [list(words(chain)) for chain in os.environ["CHAINS"].split(";")]
 STOP = os.environ["STOP"]
 REMOTE = os.environ.get("REMOTE")
+# The program runs code that has no unwinding tables; ? in a chain is a frame of such code.
+MANAGED = "?" in os.environ["CHAINS"]
 # Instructions from one stop to the next after which to give up; 0: go there at once.
 STEPS = int(os.environ.get("STEPS", "0"))
 # More frames than there are.

@@ -122,8 +122,8 @@ pub struct Context {
     pub tail_adapter: Cell<u64>,
     /// Code of the function that the tail call goes to.
     pub tail_callee: Cell<u64>,
-    /// Number of contexts whose managed code waits for this one.
-    pub depth: usize,
+    /// Number of calls by the host that this one is within.
+    pub depth: Cell<usize>,
     /// The store's.
     pub shared: Rc<Shared>,
     /// Why the last host call failed.
@@ -166,7 +166,7 @@ impl Context {
             carried: Cell::default(),
             tail_adapter: Cell::default(),
             tail_callee: Cell::default(),
-            depth: 0,
+            depth: Cell::default(),
             shared,
             failure: RefCell::default(),
             status: Cell::default(),

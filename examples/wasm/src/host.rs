@@ -1,14 +1,15 @@
 //! The host's side of calls: one entry, which managed code reaches through the library's `exit`, and the operations
-//! that it can ask for. They run on the thread's own stack and never unwind out. What they call back runs on a stack and with a
-//! context of its own.
+//! that it can ask for. They run on the thread's own stack and never unwind out. What they call back runs on the same stack as
+//! their caller, or on a stack and with a context of its own.
 
-use crate::context::Context;
+use crate::context::{Context, Trampoline};
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::object::{Function, Table};
 use crate::store;
 use crate::trap::Trap;
 use crate::types::FuncType;
+use cfi_stack::engine::{compact, enter_again};
 use cfi_stack::thread::Thread;
 use cfi_stack::{Stack, Stats};
 use std::cell::RefCell;
@@ -40,29 +41,66 @@ pub struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    /// Calls the function behind a reference, on a stack of its own. An exception that comes back is in flight in the caller's context then.
+    /// Calls the function behind a reference on the caller's own stack, below the frames that wait for the host; they may move.
     ///
     /// # Errors
-    /// [`Failure::Thrown`] with an exception; else why no result came.
-    pub fn call(&self, reference: u64, args: &[u64]) -> Result<(Vec<u64>, Stats), Failure> {
+    /// As [`Caller::call`].
+    pub fn call_within(&self, reference: u64, args: &[u64]) -> Result<Vec<u64>, Failure> {
+        let (trampoline, code) = self.function(reference)?;
+        let depth = self.context.depth.get();
+        if depth == MAX_NESTED {
+            return Err(Failure::Because(Error::Nested(MAX_NESTED)));
+        }
+        self.context.depth.set(depth + 1);
+        let result = store::run(self.context, &trampoline, code, args, |entry, args| {
+            // SAFETY: the trampoline is code of this context's store: compiled under the rules of README.md, registered, alive.
+            unsafe { enter_again(&self.context.activation, entry, args) }
+        });
+        self.context.depth.set(depth);
+        result.map_err(|error| match error {
+            Error::Trap(Trap::UncaughtException) => Failure::Thrown,
+            error => Failure::Because(error),
+        })
+    }
+
+    /// Gives back what the stack of the caller has too much; whether that was anything.
+    ///
+    /// # Errors
+    /// What the stack library refused.
+    pub fn compact(&self) -> Result<bool, Failure> {
+        // SAFETY: managed code called the host, which keeps no pointer into the stack.
+        unsafe { compact(&self.context.activation) }.map_err(|error| Failure::Because(error.into()))
+    }
+
+    /// The function behind a reference, and the way in to it.
+    fn function(&self, reference: u64) -> Result<(Trampoline, usize), Failure> {
         if reference == 0 {
             return Err(Failure::Because(Error::Trap(Trap::NullReference)));
         }
         // SAFETY: the module was validated, so that this is a reference to a function of the store.
         let function = unsafe { &*std::ptr::with_exposed_provenance::<Function>(reference as usize) };
+        match self.context.shared.trampolines.borrow().get(&function.type_id()) {
+            Some(trampoline) => Ok((trampoline.clone(), function.code.get())),
+            None => Err(Failure::Because(Error::Usage("no function of this type is exported".to_owned()))),
+        }
+    }
+
+    /// Calls the function behind a reference, on a stack of its own. An exception that comes back is in flight in the caller's context then.
+    ///
+    /// # Errors
+    /// [`Failure::Thrown`] with an exception; else why no result came.
+    pub fn call(&self, reference: u64, args: &[u64]) -> Result<(Vec<u64>, Stats), Failure> {
+        let (trampoline, code) = self.function(reference)?;
         let shared = &self.context.shared;
-        let Some(trampoline) = shared.trampolines.borrow().get(&function.type_id()).cloned() else {
-            return Err(Failure::Because(Error::Usage("no function of this type is exported".to_owned())));
-        };
         // What nests takes room on the thread's own stack, which does not grow.
-        if self.context.depth == MAX_NESTED {
+        if self.context.depth.get() == MAX_NESTED {
             return Err(Failure::Because(Error::Nested(MAX_NESTED)));
         }
-        let mut context = Context::new(shared.clone());
-        context.depth = self.context.depth + 1;
+        let context = Context::new(shared.clone());
+        context.depth.set(self.context.depth.get() + 1);
         let result = Thread::attach().and_then(|thread| {
             let mut stack = Stack::new(&thread, shared.config.policy)?;
-            let result = store::enter(&context, &thread, &mut stack, &trampoline, function.code.get(), args);
+            let result = store::enter(&context, &thread, &mut stack, &trampoline, code, args);
             Ok((result, stack.stats()))
         });
         match result {
@@ -131,9 +169,14 @@ pub unsafe extern "C" fn dispatch(context: usize, operation: usize, _: usize) ->
             &*std::ptr::with_exposed_provenance::<Operation>(operation),
         )
     };
-    // SAFETY: managed code waits for this call to return, so nobody else uses this place meanwhile.
-    let slots = unsafe { &mut *context.host.get() };
-    let outcome = catch_unwind(AssertUnwindSafe(|| perform(context, operation, slots)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| match operation {
+        Operation::Call { function, ty, memory } => call(context, *function, ty, memory.as_deref()),
+        _ => {
+            // SAFETY: managed code waits for this call to return and these operations run none, so nobody else uses this place
+            // meanwhile.
+            perform(context, operation, unsafe { &mut *context.host.get() })
+        }
+    }));
     match outcome {
         Ok(Ok(())) => 0,
         Ok(Err(trap)) => trap.code(),
@@ -144,35 +187,44 @@ pub unsafe extern "C" fn dispatch(context: usize, operation: usize, _: usize) ->
     }
 }
 
+/// Calls a function of the host. It may run managed code with the same context, which uses the same places.
+fn call(context: &Context, function: HostFunction, ty: &FuncType, memory: Option<&Memory>) -> Result<(), Trap> {
+    // SAFETY: managed code waits for the host, which runs none while it copies.
+    let slots = unsafe { &*context.host.get() };
+    let args: Vec<u64> = ty.params.iter().zip(slots).map(|(ty, slot)| ty.mask(*slot)).collect();
+    let mut results = vec![0; ty.results.len()];
+    match function(&Caller { context, memory }, &args, &mut results) {
+        Ok(()) => {}
+        // The caller's code finds the exception in the context.
+        Err(Failure::Thrown) => return Ok(()),
+        Err(Failure::Because(error)) => {
+            *context.failure.borrow_mut() = Some(error);
+            return Err(Trap::Host);
+        }
+        Err(Failure::Exit(status)) => {
+            context.status.set(status);
+            return Err(Trap::Exit);
+        }
+    }
+    // A single result is taken from the place for the host, several from the place for results.
+    if let [single] = results[..] {
+        // SAFETY: as above; the function has returned.
+        unsafe { (*context.host.get())[0] = single };
+    } else {
+        // SAFETY: as above.
+        let places = unsafe { &mut *context.results.get() };
+        for (place, result) in places.iter_mut().zip(results) {
+            *place = u128::from(result);
+        }
+    }
+    Ok(())
+}
+
 fn perform(context: &Context, operation: &Operation, slots: &mut [u64]) -> Result<(), Trap> {
     let word = |at: usize| slots[at] & 0xffff_ffff;
     let grown = |old: Option<u64>| old.map_or(0xffff_ffff, |old| old);
     match operation {
-        Operation::Call { function, ty, memory } => {
-            let args: Vec<u64> = ty.params.iter().zip(&*slots).map(|(ty, slot)| ty.mask(*slot)).collect();
-            let count = ty.results.len();
-            match function(&Caller { context, memory: memory.as_deref() }, &args, &mut slots[..count]) {
-                Ok(()) => {}
-                // The caller's code finds the exception in the context.
-                Err(Failure::Thrown) => return Ok(()),
-                Err(Failure::Because(error)) => {
-                    *context.failure.borrow_mut() = Some(error);
-                    return Err(Trap::Host);
-                }
-                Err(Failure::Exit(status)) => {
-                    context.status.set(status);
-                    return Err(Trap::Exit);
-                }
-            }
-            if count > 1 {
-                // SAFETY: as for `slots` in `dispatch`. A single result is taken from there, several from here.
-                let results = unsafe { &mut *context.results.get() };
-                for (result, slot) in results.iter_mut().zip(&slots[..count]) {
-                    *result = u128::from(*slot);
-                }
-            }
-            Ok(())
-        }
+        Operation::Call { .. } => unreachable!("`dispatch` calls"),
         Operation::Catch => {
             slots[0] = context.catch();
             Ok(())

@@ -177,14 +177,30 @@ pub fn enter(
     code: usize,
     args: &[u64],
 ) -> Result<Vec<u64>, Error> {
+    run(context, trampoline, code, args, |entry, args| {
+        // SAFETY: the trampoline is code of the context's store, of the callee's type: compiled under the rules of README.md,
+        // registered, alive. It checks the context's limit, and no frame of it owes a destructor.
+        unsafe { stack.enter(thread, &context.activation, entry, args) }
+    })
+}
+
+/// Calls `code`, a function of the trampoline's type, through `enter`, which runs managed code on some stack.
+///
+/// # Errors
+/// As [`enter`].
+pub fn run(
+    context: &Context,
+    trampoline: &Trampoline,
+    code: usize,
+    args: &[u64],
+    enter: impl FnOnce(RawPc, [usize; 4]) -> Result<Exit, cfi_stack::Error>,
+) -> Result<Vec<u64>, Error> {
     let mut slots = vec![0u64; SLOTS];
     for (slot, arg) in slots.iter_mut().zip(args) {
         *slot = *arg;
     }
     let args = [context.address(), slots.as_mut_ptr().expose_provenance(), code, 0];
-    // SAFETY: the trampoline is code of the context's store, of the callee's type: compiled under the rules of README.md,
-    // registered, alive. It checks the context's limit, and no frame of it owes a destructor.
-    let exit = unsafe { stack.enter(thread, &context.activation, RawPc::new(trampoline.code), args) };
+    let exit = enter(RawPc::new(trampoline.code), args);
     match exit? {
         Exit::Returned(_) => {
             // SAFETY: the trampoline's writes to the slots are over; the vector is alive and was not moved.

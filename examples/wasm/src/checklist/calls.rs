@@ -45,6 +45,7 @@ fn passing(kinds: &[Kind]) -> String {
     };
     format!(
         "(module
+            (import \"native\" \"compact\" (func $compact (result i64)))
             (func $down (param $depth i32) {params} (result i64) (local $below i64)
                 {}
                 (if (local.get $depth)
@@ -55,7 +56,9 @@ fn passing(kinds: &[Kind]) -> String {
                     (else (i64.add (local.get $below) (i64.const 1)))))
             (func (export \"twice\") (param $depth i32) (result i64) (local $one i64) (local $other i64)
                 (local.set $one {})
+                (if (i64.ne (call $compact) (i64.const 1)) (then (return (i64.const -200000))))
                 (local.set $other {})
+                (if (i64.ne (call $compact) (i64.const 1)) (then (return (i64.const -200001))))
                 (if (i64.ne (local.get $one) (local.get $other)) (then (return (i64.const -100000))))
                 (local.get $one)))",
         check(-1),

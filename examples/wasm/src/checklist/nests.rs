@@ -10,8 +10,10 @@ use std::cell::RefCell;
 
 pub const ITEMS: &[Item] = &[
     ("nest/growth-at-each-level", growth_at_each_level),
+    ("nest/growth-on-one-stack", growth_on_one_stack),
     ("nest/growth-after-return", growth_after_return),
     ("nest/trap-in-the-innermost", trap_in_the_innermost),
+    ("nest/backtrace", backtrace),
 ];
 
 thread_local! {
@@ -25,6 +27,9 @@ pub fn native(name: &str) -> Option<Entry> {
     let (function, params): (HostFunction, &[ValType]) = match name {
         "again" => (again, &[FUNCREF, ValType::I32]),
         "finally" => (finally, &[FUNCREF, ValType::I32, FUNCREF, ValType::I32]),
+        "stop" => (stop, &[]),
+        "within" => (within, &[FUNCREF, ValType::I32]),
+        "compact" => (give_back, &[]),
         _ => return None,
     };
     Some(Entry { function, ty: FuncType { params: params.to_vec(), results: vec![ValType::I64] } })
@@ -38,12 +43,35 @@ fn again(caller: &Caller<'_>, args: &[u64], results: &mut [u64]) -> Result<(), F
     Ok(())
 }
 
-/// The same; whatever becomes of the call, a second function is called before this one ends.
+/// Calls a function reference with a number, on the stack that called.
+fn within(caller: &Caller<'_>, args: &[u64], results: &mut [u64]) -> Result<(), Failure> {
+    results.copy_from_slice(&caller.call_within(args[0], &args[1..])?);
+    Ok(())
+}
+
+/// Whether the stack that called has become smaller.
+fn give_back(caller: &Caller<'_>, _: &[u64], results: &mut [u64]) -> Result<(), Failure> {
+    results[0] = u64::from(caller.compact()?);
+    Ok(())
+}
+
+/// The same as `again`; whatever becomes of the call, a second function is called before this one ends.
 fn finally(caller: &Caller<'_>, args: &[u64], results: &mut [u64]) -> Result<(), Failure> {
     let outcome = caller.call(args[0], &args[1..2]);
     let (_, stats) = caller.call(args[2], &args[3..])?;
     GROWTHS.with_borrow_mut(|growths| growths.push(stats.growths));
     results.copy_from_slice(&outcome?.0);
+    Ok(())
+}
+
+/// Where debuggers stop.
+#[inline(never)]
+fn stop_here(stops: u64) -> u64 {
+    std::hint::black_box(stops) + 1
+}
+
+fn stop(_: &Caller<'_>, _: &[u64], results: &mut [u64]) -> Result<(), Failure> {
+    results[0] = stop_here(0);
     Ok(())
 }
 
@@ -88,6 +116,25 @@ fn growth_at_each_level(bench: &Bench<'_>) -> Result<String, String> {
     Ok(format!("{LEVELS} levels, growths by level, innermost first: {growths:?}"))
 }
 
+/// The same where all levels share a stack: each growth moves the frames of all levels, with native frames between that stay.
+fn growth_on_one_stack(bench: &Bench<'_>) -> Result<String, String> {
+    let deep = bench.depth(300, 40);
+    let mut program = bench.load(&text(deep, "").replace("\"again\"", "\"within\""))?;
+    let mut stack = program.stack()?;
+    let mut growths = vec![];
+    for levels in [1, LEVELS, 0, LEVELS + 4] {
+        program.expect_on(&mut stack, "nest", &[levels], i64::from(levels) * (i64::from(deep) + 1))?;
+        growths.push(stack.stats().growths);
+    }
+    holds(growths[0] > 0 && growths[1] > growths[0] && growths[3] > growths[2], || format!("growths: {growths:?}"))?;
+    let mut program = bench.load(&text(deep, "unreachable").replace("\"again\"", "\"within\""))?;
+    match program.call_on(&mut stack, "nest", &[super::i32(LEVELS)])? {
+        Err(Error::Trap(Trap::Unreachable)) => {}
+        other => return Err(format!("{other:?}, not the trap")),
+    }
+    Ok(format!("1, {LEVELS}, 0 and {} levels, growths so far: {growths:?}; a trap comes through", LEVELS + 4))
+}
+
 fn growth_after_return(bench: &Bench<'_>) -> Result<String, String> {
     // Only what comes after the first nest makes the outer stack grow: it has been left and entered again by then.
     let mut program = bench.load(&text(5, ""))?;
@@ -106,4 +153,37 @@ fn trap_in_the_innermost(bench: &Bench<'_>) -> Result<String, String> {
         }
     }
     Ok(format!("the trap came through {LEVELS} levels, twice on one stack"))
+}
+
+/// Three stops for a debugger, which `ci/debuggers` runs this item in: on a stack that has not grown, on one that has, and
+/// on one that has and whose oldest frame was called by native code, called by managed code on another one.
+fn backtrace(bench: &Bench<'_>) -> Result<String, String> {
+    const LIVE: usize = 30;
+    let locals: String = (0..LIVE).map(|at| format!("(local $l{at} i64)")).collect();
+    let load = |at: usize| format!("(local.set $l{at} (i64.load offset={} (local.get $left)))", 8 * at);
+    let loads: String = (0..LIVE).map(load).collect();
+    let sum: String = (0..LIVE).map(|at| format!("(local.get $l{at}) i64.add ")).collect();
+    let text = format!(
+        r#"(module
+            (import "native" "again" (func $again (param funcref i32) (result i64)))
+            (import "native" "stop" (func $stop (result i64)))
+            (memory 1)
+            (elem declare func $at)
+            (func $at (export "at") (param $left i32) (result i64) {locals}
+                (if (i32.eqz (local.get $left)) (then (return (i64.mul (i64.const 7) (call $stop)))))
+                {loads}
+                (call $at (i32.sub (local.get $left) (i32.const 1)))
+                {sum})
+            (func $within (export "within") (param $left i32) (result i64)
+                (i64.add (i64.const 1)
+                    (if (result i64) (local.get $left)
+                        (then (call $within (i32.sub (local.get $left) (i32.const 1))))
+                        (else (call $again (ref.func $at) (i32.const 20)))))))"#
+    );
+    let mut program = bench.load(&text)?;
+    let before = program.expect("at", &[2], 7)?.growths;
+    let after = program.expect("at", &[20], 7)?.growths;
+    program.expect("within", &[5], 13)?;
+    holds(after > 0 && (before == 0 || bench.always()), || format!("{before} and {after} growths"))?;
+    Ok(format!("3 stops; {before} and {after} growths"))
 }
