@@ -81,7 +81,14 @@ impl Scene {
     /// # Errors
     /// What the library refused.
     pub fn new(policy: Policy) -> Result<Scene, String> {
-        let code = managed::register();
+        Scene::with(managed::register(), policy)
+    }
+
+    /// Sets it up with this code.
+    ///
+    /// # Errors
+    /// What the library refused.
+    pub fn with(code: Registered, policy: Policy) -> Result<Scene, String> {
         let thread = Thread::attach().map_err(|error| error.to_string())?;
         leave_room_above_a_canary(policy.guard + policy.initial);
         let stack = Stack::new(&thread, policy).map_err(|error| error.to_string())?;

@@ -1,6 +1,7 @@
 //! The attack battery: one function per case of the attack table.
 
 mod bad_layouts;
+mod code_map_store;
 mod context_copied;
 mod context_entry;
 mod context_exchange;
@@ -17,6 +18,9 @@ mod context_twice;
 mod destination;
 mod failure_injection;
 mod frame_chain;
+mod frames_foreign;
+mod frames_replayed;
+mod layouts_wrong;
 mod limit_forged;
 mod metadata_lists;
 mod metadata_misuse;
@@ -28,6 +32,7 @@ mod plan_rewritten;
 mod process_forks;
 mod process_threads;
 mod raced;
+mod rebind_raced;
 mod return_addresses;
 mod shadow_areas;
 mod shadow_locks;
@@ -35,6 +40,8 @@ mod shadow_store;
 mod shadow_tokens;
 mod signals;
 mod signing_oracle;
+mod source_changed;
+mod stale_pointer;
 mod stepped;
 
 use crate::class::Class;
@@ -76,20 +83,45 @@ pub const ATTACKS: &[Case] = &[
     Case { id: "A09", title: "what a stack will run first is overwritten", run: context_entry::overwritten },
     Case { id: "A10", title: "a context is copied to another place and resumed there", run: context_copied::elsewhere },
     Case { id: "A11", title: "a word is flipped between verification and use, stepped and raced", run: raced::all },
-    Case { id: "A13", title: "a context of a stack's former life is put back", run: context_reused::contexts },
+    Case {
+        id: "A12",
+        title: "an older return address, signed for the same place, is put back",
+        run: frames_replayed::in_one_life,
+    },
+    Case {
+        id: "A13",
+        title: "a context, a return address of a stack's former life is put back",
+        run: context_reused::former_lives,
+    },
     Case {
         id: "A14",
         title: "a frame's return address is copied into another frame before a migration",
         run: return_addresses::copied,
     },
     Case {
+        id: "A15",
+        title: "a frame of another stack is copied to the same place before a migration",
+        run: frames_foreign::copied,
+    },
+    Case {
+        id: "A16",
+        title: "a return address is flipped while it is re-signed, stepped and raced",
+        run: rebind_raced::all,
+    },
+    Case {
         id: "A17",
         title: "a return address is flipped in the destination, after the re-sign",
         run: return_addresses::flipped_after,
     },
+    Case { id: "A18", title: "the source is changed after the copy", run: source_changed::after_the_copy },
     Case { id: "A19", title: "the frame-pointer chain is forged", run: frame_chain::forged },
+    Case { id: "A20", title: "a pointer left into the old segment is used", run: stale_pointer::used },
+    Case { id: "A21", title: "a frame descriptor, the code map's root are written", run: code_map_store::rewritten },
     Case { id: "A22", title: "(caller) impossible layouts are registered", run: bad_layouts::impossible },
+    Case { id: "A23", title: "(caller) unsigned, unknown, immovable frames in a span", run: layouts_wrong::unmovable },
+    Case { id: "A24", title: "(caller) a wrong key or modifier rule in a layout", run: layouts_wrong::wrong_rule },
     Case { id: "A25", title: "a migration is used as a signing oracle", run: signing_oracle::chosen_values },
+    Case { id: "A26", title: "the same over many guesses", run: signing_oracle::many_guesses },
     Case {
         id: "A27",
         title: "(caller) the destination overlaps the source or is another stack's",

@@ -92,6 +92,30 @@ pub fn edge_spin() -> Function {
     function!(managed_edge_spin, managed_edge_spin_end, 16, 16, Signing::A)
 }
 
+/// Calls `recurse_a` from two places at one stack pointer; returns how often it came back to the first.
+pub fn twice_a() -> Function {
+    function!(managed_twice_a, managed_twice_a_end, 48, 48, Signing::A)
+}
+
+/// The same with key B; on x86-64 the same function.
+pub fn twice_b() -> Function {
+    #[cfg(target_arch = "aarch64")]
+    return function!(managed_twice_b, managed_twice_b_end, 48, 48, Signing::B);
+    #[cfg(not(target_arch = "aarch64"))]
+    twice_a()
+}
+
+/// Calls `recurse_a` and signs nothing.
+pub fn plain() -> Function {
+    function!(managed_plain, managed_plain_end, 16, 16, Signing::None)
+}
+
+/// Calls `recurse_a` and signs with key A, but not under its CFA.
+#[cfg(target_arch = "aarch64")]
+pub fn salted() -> Function {
+    function!(managed_salted, managed_salted_end, 16, 16, Signing::A)
+}
+
 /// Where `recurse_a` goes on after its recursive call.
 pub fn recurse_a_site() -> RawPc {
     site!(managed_recurse_a_site)
@@ -132,22 +156,39 @@ pub fn describe(map: &mut Registration, function: Function) {
     map.function(function.start, len, layout).expect("a hand-made function is a possible one");
 }
 
+/// All of them.
+pub fn functions() -> Vec<Function> {
+    let mut functions =
+        vec![recurse_a(), big_frame(), registers(), leave(), spin(), fault(), edge(), edge_spin(), twice_a(), plain()];
+    if ARM {
+        functions.extend([recurse_b(), twice_b()]);
+        #[cfg(target_arch = "aarch64")]
+        functions.push(salted());
+    }
+    functions
+}
+
+/// Where they keep a pointer into the stack in the slot 24 bytes below the frame record.
+pub fn sites() -> Vec<RawPc> {
+    #[cfg(target_arch = "aarch64")]
+    return vec![
+        recurse_a_site(),
+        site!(managed_recurse_a_exit_site),
+        site!(managed_recurse_b_site),
+        site!(managed_recurse_b_exit_site),
+    ];
+    #[cfg(not(target_arch = "aarch64"))]
+    vec![recurse_a_site(), site!(managed_recurse_a_exit_site)]
+}
+
 /// A registration of all hand-made functions, not published yet; `change` may tell lies about one.
 pub fn registration(change: impl Fn(Function) -> Function) -> Registration {
     link();
     let mut map = Registration::new();
-    let mut functions = vec![recurse_a(), big_frame(), registers(), leave(), spin(), fault(), edge(), edge_spin()];
-    #[cfg_attr(not(target_arch = "aarch64"), expect(unused_mut, reason = "more of them on arm64"))]
-    let mut sites = vec![recurse_a_site(), site!(managed_recurse_a_exit_site)];
-    if ARM {
-        functions.push(recurse_b());
-        #[cfg(target_arch = "aarch64")]
-        sites.extend([site!(managed_recurse_b_site), site!(managed_recurse_b_exit_site)]);
-    }
-    for function in functions {
+    for function in functions() {
         describe(&mut map, change(function));
     }
-    for site in sites {
+    for site in sites() {
         map.safepoint(site, &[-24]).expect("the slot lies in the frame");
     }
     map

@@ -67,20 +67,36 @@ impl Code {
 #[repr(C)]
 struct Shared {
     armed: AtomicU32,
+    /// Boundaries since it was armed, and the first of them at which the visitor is called.
+    number: AtomicU64,
+    first: AtomicU64,
     places: [[AtomicU64; 2]; PIECES],
     steps: [AtomicU64; PIECES],
     seen: [[AtomicU64; LONGEST / 64]; PIECES],
 }
 
 impl Shared {
+    /// Counts a boundary that the visitor does not want to see, if it is one.
+    #[cfg(target_arch = "aarch64")]
+    fn passes_over(&self, index: usize, pc: usize) -> bool {
+        let passes = self.number.load(SeqCst) < self.first.load(SeqCst);
+        if passes {
+            self.count(index, pc);
+        }
+        passes
+    }
+
     fn find(&self, pc: usize) -> Option<usize> {
         self.places.iter().position(|place| (place[0].load(SeqCst)..place[1].load(SeqCst)).contains(&(pc as u64)))
     }
 
-    fn count(&self, index: usize, pc: usize) {
+    /// Counts a boundary; says its number when the visitor wants to see it.
+    fn count(&self, index: usize, pc: usize) -> Option<u64> {
         self.steps[index].fetch_add(1, SeqCst);
         let offset = pc - self.places[index][0].load(SeqCst) as usize;
         self.seen[index][offset / 64].fetch_or(1 << (offset % 64), SeqCst);
+        let number = self.number.fetch_add(1, SeqCst);
+        (number >= self.first.load(SeqCst)).then_some(number)
     }
 }
 
@@ -153,6 +169,8 @@ pub fn run(codes: &[Code], body: impl FnOnce() -> Verdict) -> (End, Vec<Stepped>
 pub struct Boundary {
     /// Which of the codes this is.
     pub index: usize,
+    /// How many there were before it.
+    pub number: u64,
     /// The instruction that comes next.
     pub pc: usize,
     /// The frame pointer.
@@ -172,9 +190,10 @@ thread_local! {
 
 fn visit(shared: &Shared, context: &libc::ucontext_t) {
     let mut boundary = mechanism::boundary(context);
-    if let Some(index) = shared.find(boundary.pc) {
-        shared.count(index, boundary.pc);
-        boundary.index = index;
+    if let Some(index) = shared.find(boundary.pc)
+        && let Some(number) = shared.count(index, boundary.pc)
+    {
+        (boundary.index, boundary.number) = (index, number);
         if let Some(visitor) = VISITOR.get() {
             visitor(&boundary);
         }
@@ -183,15 +202,23 @@ fn visit(shared: &Shared, context: &libc::ucontext_t) {
 
 /// Runs `what`, with `visitor` called before every instruction of the codes that [`run`] was given. In [`run`]'s body only.
 pub fn through<T>(visitor: Visitor, what: impl FnOnce() -> T) -> T {
-    own_stack_for_visitors();
-    VISITOR.set(Some(visitor));
-    mechanism::arm();
+    begin(visitor, 0);
     let result = what();
-    shared().armed.store(0, SeqCst);
+    enough();
     result
 }
 
-/// No more steps in this [`through`]. For visitors.
+/// Steps from here on, and calls `visitor` at every boundary but the `first` ones. In [`run`]'s body only.
+pub fn begin(visitor: Visitor, first: u64) {
+    own_stack_for_visitors();
+    VISITOR.set(Some(visitor));
+    let shared = shared();
+    shared.number.store(0, SeqCst);
+    shared.first.store(first, SeqCst);
+    mechanism::arm();
+}
+
+/// No more steps. For visitors, too.
 pub fn enough() {
     shared().armed.store(0, SeqCst);
 }

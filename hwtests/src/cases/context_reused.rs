@@ -1,4 +1,6 @@
-//! A13, contexts: a stack ended, was given back and leased again, and a context of its former life is put back with the memory of then.
+//! A13: contexts and frames of a stack's former life.
+//!
+//! Contexts: a stack ended, was given back and leased again, and a context of its former life is put back with the memory of then.
 //!
 //! The slot's generation goes on from life to life, so that is A06a again. Between the lives nothing was saved since, but the
 //! context was used: arm64 counts that too, and on x86 its token is gone.
@@ -6,6 +8,7 @@
 use super::context_scene::{
     GENERATION, SAME, Scene, Side, Visits, nothing_looks, prepare, resume, sealed_or, to_the_end,
 };
+use super::frames_replayed;
 use crate::child::{Verdict, run};
 use crate::class::Class;
 use crate::outcome::{Code, Report};
@@ -20,8 +23,8 @@ enum Life {
     Suspended,
 }
 
-/// The context half of A13.
-pub fn contexts(class: &Class) -> Report {
+/// A13.
+pub fn former_lives(class: &Class) -> Report {
     if let Some(report) = nothing_looks(class) {
         return report;
     }
@@ -35,6 +38,7 @@ pub fn contexts(class: &Class) -> Report {
             tally.attack(&what, &run(|| lives(life, Visits::at(now, depth), true)), &[sealed_or(class, code)]);
         }
     }
+    frames_replayed::in_another_life(&mut tally);
     tally.report()
 }
 

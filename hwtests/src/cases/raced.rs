@@ -118,10 +118,6 @@ struct Order {
     target: Option<Target>,
     /// At this boundary, counted from the stub's first instruction.
     at: u64,
-    /// Boundaries so far.
-    seen: u64,
-    /// The context's stack pointer at the first of them.
-    sp: usize,
 }
 
 thread_local! {
@@ -129,20 +125,15 @@ thread_local! {
 }
 
 fn attack(boundary: &Boundary) {
-    let Some(mut order) = ORDER.get() else { return };
-    if order.seen == 0 {
-        order.sp = read(order.slot, order.stub.sp) as usize;
-    }
-    if let Some(target) = order.target.filter(|_| order.seen == order.at) {
-        let place = target.place(order.slot, order.stub, order.sp);
+    let Some(Order { slot, stub, target, at }) = ORDER.get() else { return };
+    if let Some(target) = target.filter(|_| boundary.number == at) {
+        let place = target.place(slot, stub, read(slot, stub.sp) as usize);
         // SAFETY: a word of the slot, or of a saved frame below its stack pointer: that is the attack.
         unsafe { poke(place, peek(place) ^ target.bit()) };
         page().notes[1].store(boundary.pc as u64, Relaxed);
         stepper::enough();
     }
-    order.seen += 1;
-    page().notes[0].store(order.seen, Relaxed);
-    ORDER.set(Some(order));
+    page().notes[0].store(boundary.number + 1, Relaxed);
 }
 
 fn slot_at(address: usize) -> NonNull<Slot> {
@@ -173,10 +164,11 @@ fn stepped(stub: Stub, target: Option<Target>, at: u64) -> Verdict {
     unsafe {
         forced::prepare(slot, adds, 0);
         expect(forced::resume(slot, slot, 1), 1)?;
-        ORDER.set(Some(Order { slot, stub, target, at, seen: 0, sp: 0 }));
-        let mut result = None;
-        stepper::through(attack, || result = Some(forced::resume(slot, slot, 10)));
-        result.map_or(Ok(()), |result| expect(result, 11))?;
+        ORDER.set(Some(Order { slot, stub, target, at }));
+        stepper::begin(attack, at);
+        let result = forced::resume(slot, slot, 10);
+        stepper::enough();
+        expect(result, 11)?;
         expect(forced::resume(slot, slot, 100), 111)?;
         expect(forced::resume(slot, slot, 1000), 1111)?;
         forced::cancel(slot);

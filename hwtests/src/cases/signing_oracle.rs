@@ -1,7 +1,7 @@
-//! A25: the attacker writes a value into a return-address slot between plan and re-bind, and reads the output slot.
+//! A25 and A26: the attacker writes a value into a return-address slot between plan and re-bind, and reads the output slot.
 
 use super::return_addresses::{FORGERIES, PLACES, SIGNATURE_BIT};
-use crate::attack::{DEPTH, Dice, Found, Kept, corrupt, frames, under_attack};
+use crate::attack::{DEPTH, Dice, Found, Kept, Scene, at_every_step, corrupt, frames, policy, stop, under_attack};
 use crate::child::{End, Verdict, page, run};
 use crate::class::Class;
 use crate::cpu;
@@ -9,7 +9,8 @@ use crate::managed::{self, Function};
 use crate::memory::{peek, take_places};
 use crate::outcome::{Code, Report};
 use crate::tally::Tally;
-use cfi_stack::steps::Step;
+use cfi_stack::Policy;
+use cfi_stack::steps::{Step, StepInfo};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Tries of what even a fitting signature would not let through.
@@ -92,12 +93,79 @@ fn attempt(function: Function, mut dice: Dice, choice: Choice) -> Verdict {
         let chosen = choice(&frames, at);
         let fits = cpu::sign(cpu::strip(chosen), victim.modifier(), function.signing) == chosen;
         page().notes[0].store(u64::from(fits), Relaxed);
-        let output = victim.slot().wrapping_add(info.delta);
-        // SAFETY: the span was copied there.
-        page().notes[1].store(unsafe { peek(output) }, Relaxed);
-        // With K the library unmaps the destination before it ends the process.
-        page().watch(0, Kept::destination(info).view(output).unwrap_or(output));
+        watch_output(info, victim);
         corrupt(victim.slot(), chosen);
         page().freeze_span(info.youngest, info.top);
     })
+}
+
+/// As many values as a signature has with 48-bit addresses.
+const GUESSES: u64 = 128;
+/// Guesses where one shows as much as all: with the other key, and where nothing is signed.
+const SOME: u64 = 16;
+/// Lowest bit of a signature.
+const LOWEST_BIT: u32 = 48;
+/// Where the child counts its guesses.
+const MADE: usize = 2;
+
+/// A26: every value that a signature can have, before a foreign address, each child as many of them as it can. It can one.
+pub fn many_guesses(class: &Class) -> Report {
+    let mut tally = Tally::new(class);
+    let failure = if class.pac() { class.stub_failure() } else { Code::K };
+    let mut fitting = 0;
+    for (index, (function, key)) in managed::recursions().into_iter().enumerate() {
+        tally.control(key, &run(|| guesses(function, None)));
+        for first in 0..if class.pac() && index == 0 { GUESSES } else { SOME } {
+            let end = run(|| guesses(function, Some(first)));
+            unwritten(&mut tally, key, &end);
+            let fits = class.pac() && end.notes[0] == 1;
+            fitting += u64::from(fits);
+            tally.attack_of_many(key, &format!("guess {first}, {key}"), &end, &[if fits { Code::K } else { failure }]);
+            if end.notes[MADE] != 1 {
+                tally.fail(format!("{} guesses from {first} on, {key}", end.notes[MADE]));
+            }
+        }
+    }
+    tally.say(format!(
+        "each died of its first guess; {fitting} were right, and the address was not the one planned with"
+    ));
+    tally.report()
+}
+
+/// Has the stack move at every call; each time, the attacker tries the next value.
+fn guesses(function: Function, first: Option<u64>) -> Verdict {
+    /// Moves after which there are frames to choose from.
+    const FRAMES: usize = 8;
+    let mut scene = Scene::new(Policy { relocate_always: true, ..policy() })?;
+    page().breakpoint.store(cpu::breakpoint_of(function.signing), Relaxed);
+    at_every_step(move |step, info| {
+        if step == Step::Rebound {
+            page().thaw_span();
+        }
+        let Some(first) = first else { return Ok(()) };
+        let frames = frames(info);
+        if step == Step::Rebased && frames.len() > FRAMES {
+            let made = page().notes[MADE].fetch_add(1, Relaxed);
+            let victim = frames[FRAMES / 2];
+            let chosen = crate::attack::zero_address() as u64 | (first + made) % GUESSES << LOWEST_BIT;
+            let fits = cpu::sign(cpu::strip(chosen), victim.modifier(), function.signing) == chosen;
+            page().notes[0].store(u64::from(fits), Relaxed);
+            watch_output(info, victim);
+            corrupt(victim.slot(), chosen);
+            page().freeze_span(info.youngest, info.top);
+        }
+        Ok(())
+    });
+    let right = scene.recurse_right(function, 4 * FRAMES);
+    stop();
+    right.map(|()| Code::C)
+}
+
+/// Has the handler look at what lies in the output slot, and notes what the copy has left there.
+fn watch_output(info: &StepInfo<'_>, victim: Found) {
+    let output = victim.slot().wrapping_add(info.delta);
+    // SAFETY: the span was copied there.
+    page().notes[1].store(unsafe { peek(output) }, Relaxed);
+    // With K the library unmaps the destination before it ends the process.
+    page().watch(0, Kept::destination(info).view(output).unwrap_or(output));
 }

@@ -35,6 +35,7 @@ pub(super) fn boundary(context: &libc::ucontext_t) -> Boundary {
     let registers = &context.uc_mcontext.regs;
     Boundary {
         index: 0,
+        number: 0,
         pc: context.uc_mcontext.pc as usize,
         fp: registers[29] as usize,
         arguments: [0, 1, 2].map(|index: usize| registers[index] as usize),
@@ -141,7 +142,11 @@ impl Traced {
             }
             if shared().armed.load(SeqCst) == 0 {
                 self.set_gates(false);
-            } else if shared().find(pc).is_some() {
+            } else if let Some(index) = shared().find(pc) {
+                if shared().passes_over(index, pc) {
+                    boundary = Some(pc);
+                    continue;
+                }
                 match self.visit(pc) {
                     Ok(()) => boundary = Some(pc),
                     Err(died_of) => signal = died_of,

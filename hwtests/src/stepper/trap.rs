@@ -27,6 +27,7 @@ pub(super) fn boundary(context: &libc::ucontext_t) -> Boundary {
     let register = |index: i32| context.uc_mcontext.gregs[index as usize] as usize;
     Boundary {
         index: 0,
+        number: 0,
         pc: register(libc::REG_RIP),
         fp: register(libc::REG_RBP),
         arguments: [libc::REG_RDI, libc::REG_RSI, libc::REG_RDX].map(register),
