@@ -315,4 +315,36 @@ FUNC SYM(cfi_stack_link_moved)
         .cfi_endproc
 END SYM(cfi_stack_link_moved)
 
+/*
+ * void cfi_stack_link_part(Record *part, const Record *whole, usize top)
+ *
+ * Fills and seals the record of the lower part of whole's segment, from its base to top: out of registers, what was verified.
+ *   in       x0 x1 x2; clobbers x3-x9, x15, flags; a leaf
+ *   traps    brk #0xc474, also where top is not in the segment or not 16-byte aligned
+ */
+FUNC SYM(cfi_stack_link_part)
+        .cfi_startproc
+        hint    #34                     /* bti c */
+        MODE    x15
+        LOAD_RECORD x1, x4, x5, x6, x7, x8, x9, x15
+        tst     x2, #15
+        b.ne    1f
+        cmp     x2, x4
+        b.ls    1f
+        cmp     x2, x5
+        b.hi    1f
+        stp     x4, x2, [x0, #REC_BASE]
+        stp     x6, x7, [x0, #REC_IDENTITY]
+        str     xzr, [x0, #REC_SEAL]
+        tbz     x15, #MODE_PACGA_BIT, 2f
+        pacga   x8, x4, x0
+        pacga   x8, x8, x2
+        pacga   x8, x8, x6
+        pacga   x8, x8, x7
+        str     x8, [x0, #REC_SEAL]
+2:      ret
+1:      brk     #BRK_GA
+        .cfi_endproc
+END SYM(cfi_stack_link_part)
+
         ELF_NOTES

@@ -257,4 +257,31 @@ FUNC cfi_stack_link_moved
         .cfi_endproc
 END cfi_stack_link_moved
 
+/*
+ * void cfi_stack_link_part(Record *part, const Record *whole, usize top)
+ *
+ * Fills the record of the lower part of whole's segment, from its base to top.
+ *   in       rdi rsi rdx; clobbers rax, flags; a leaf
+ *   traps    ud2 where top is not in the segment
+ */
+FUNC cfi_stack_link_part
+        .cfi_startproc
+        endbr64
+        mov     REC_BASE(%rsi), %rax
+        cmp     %rax, %rdx
+        jbe     1f
+        cmp     REC_TOP(%rsi), %rdx
+        ja      1f
+        mov     %rax, REC_BASE(%rdi)
+        mov     %rdx, REC_TOP(%rdi)
+        mov     REC_IDENTITY(%rsi), %rax
+        mov     %rax, REC_IDENTITY(%rdi)
+        mov     REC_GENERATION(%rsi), %rax
+        mov     %rax, REC_GENERATION(%rdi)
+        movq    $0, REC_SEAL(%rdi)
+        ret
+1:      ud2
+        .cfi_endproc
+END cfi_stack_link_part
+
         ELF_NOTES

@@ -57,6 +57,8 @@ unsafe extern "C" {
     fn cfi_stack_link();
     fn cfi_stack_link_return();
     fn cfi_stack_link_idle(record: *mut Record, previous: *const Record);
+    fn cfi_stack_link_lifted(record: *mut Record, previous: *const Record, fp: usize);
+    fn cfi_stack_link_part(part: *mut Record, whole: *const Record, top: usize);
     fn cfi_stack_link_moved(record: *mut Record, source: *const Record);
     fn cfi_stack_shadow_pointer() -> usize;
     fn cfi_stack_fudge_call();
@@ -283,6 +285,18 @@ pub(crate) fn link_return() -> RawPc {
 pub(crate) fn link_idle(record: &mut Record, previous: &Record) {
     // SAFETY: the record is exclusively borrowed; the stub writes its second part.
     unsafe { cfi_stack_link_idle(record, previous) }
+}
+
+/// Says that frames were lifted to `record`'s segment from `previous`', above the frame at `fp` there. The seals of both must hold.
+pub(crate) fn link_lifted(record: &mut Record, previous: &Record, fp: usize) {
+    // SAFETY: as in `link_idle`.
+    unsafe { cfi_stack_link_lifted(record, previous, fp) }
+}
+
+/// Fills and seals a record of the lower part of `whole`'s segment, up to `top`. The seal of `whole` must hold.
+pub(crate) fn link_part(part: &mut Record, whole: &Record, top: usize) {
+    // SAFETY: the record is exclusively borrowed; the stub writes its first part.
+    unsafe { cfi_stack_link_part(part, whole, top) }
 }
 
 /// Takes over how `source`'s segment was entered. Its seals must hold.

@@ -53,7 +53,19 @@
 //!   one is mapped, twice as large as what lies on the present one; all segments together stay within the policy's maximum. When that cannot be,
 //!   `enter` returns the error, as for `grow`. Before `link` is called, 160 bytes of the reserve are left.
 //! - **[`LinkCall`]s** lie in memory that nobody can write: the stub calls the address that is found there.
+//! - **Which to emit**: `grow` moves frames that are there, so it is for functions that can move, in their prologue. A function that had called
+//!   `grow` could not link any more: its frame is on the old segment. So where a call's caller, or anything below it, cannot move, the code
+//!   generator calls a thunk that compares `sp - need` with the limit word before the callee has a frame, and calls `link` when it is below;
+//!   else it goes on to the callee by a jump. Above such a caller both ways may be mixed: what lies on the linked segment moves by itself.
 //! - The functions above the edge grow by `grow` as any others; only their segment's frames move.
+//!
+//! # Lifted frames
+//!
+//! A stack that has more than `Policy::lift_above` bytes in its segment need not move as a whole: `grow` moves the youngest `Policy::lift_bytes` of
+//! frames to a further segment, when it finds a frame below them whose function is registered with
+//! [`retakes_sp`](crate::codemap::FrameLayout::retakes_sp): after each call, that of `grow` too, it computes its stack pointer from fp anew, and
+//! its calls pass nothing on the stack. The further segment lies above the present one. When the lifted frames have returned, the stack pointer is
+//! below the limit again, and the next check's `grow` goes back to the old segment's. The further one stays warm.
 
 use crate::arch;
 use crate::codemap::table::Reading;

@@ -17,7 +17,7 @@
 //! | `walk`, `plan`, `steps`, `relocate` | from frames to a plan to the move |
 //! | `system`, `directory`, `slab`, `budget`, [`pool`] | system calls that can be made to fail; which data and shadow stack a slot has, read-only; many stacks in one mapping; what they may use; leasing them |
 //! | `switch` | the verbs that change stacks |
-//! | `policy`, `link`, `stack`, [`engine`] | the embedder's numbers; the segments of a stack; one growable stack; what engines use |
+//! | `policy`, `link`, `lift`, `stack`, [`engine`] | the embedder's numbers; the segments of a stack; moving some frames to the next one; one growable stack; what engines use |
 //! | [`coroutine`], [`continuation`], `future` | the faces of switching: safe Rust, an engine's effect handlers, await on a stack |
 //! | `ensure` | room for native code: [`ensure()`] |
 //! | [`fudge`], [`inspect`] | how much stack native code takes on managed segments; a stack as data, as text and as a drawing, and what all have done |
@@ -66,6 +66,8 @@ pub mod features;
 pub mod fudge;
 #[cfg(cfi_stack_native)]
 pub mod future;
+#[cfg(cfi_stack_native)]
+mod lift;
 #[cfg(cfi_stack_native)]
 mod link;
 #[cfg(cfi_stack_native)]

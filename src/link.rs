@@ -226,6 +226,27 @@ impl Links {
         Ok(())
     }
 
+    /// Where frames that rest on lifted ones must lie above: so that their limit shows that they have returned.
+    pub(crate) fn floor(&self, current: &Segment) -> Option<usize> {
+        let lifted = current.record().link_record & 1 == 1;
+        self.older.last().filter(|_| lifted).map(|previous| previous.record().top)
+    }
+
+    /// The segment behind the current one, on which nothing runs.
+    pub(crate) fn next(&self) -> Option<&Segment> {
+        self.newer.last()
+    }
+
+    /// Frames of the current segment lie in the next one now, which becomes the current one: they return to `bottom`, to the frame at `fp`.
+    pub(crate) fn lifted(&mut self, current: &mut Segment, fp: usize, bottom: RawPc) {
+        if let Some(next) = self.newer.last_mut() {
+            arch::link_lifted(next.record_mut(), current.record(), fp);
+            let record = next.record_mut();
+            (record.area, record.lifted) = (0, bottom.address());
+            self.forward(current);
+        }
+    }
+
     /// The frames of `source` lie in the current segment now: it takes its place.
     pub(crate) fn moved(&mut self, source: &Segment, current: &mut Segment, policy: &Policy) {
         let Record { area, lifted, .. } = *source.record();

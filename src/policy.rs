@@ -30,6 +30,11 @@ pub struct Policy {
     pub shadow_reserve: usize,
     /// Linked segments that are kept when a run ends. While it goes on all are.
     pub warm: usize,
+    /// A stack that has more bytes than this in its present segment grows by lifting: its youngest frames alone move to a further segment, if a
+    /// frame below them takes its stack pointer back by itself ([`FrameLayout::retakes_sp`](crate::codemap::FrameLayout::retakes_sp)).
+    pub lift_above: usize,
+    /// The least bytes of frames that are lifted, up to four times as many. A call that goes to and fro over less than that moves nothing.
+    pub lift_bytes: usize,
     /// Move the whole span at every check, old segment inaccessible: finds each pointer into the stack that
     /// hides in a frame. For tests.
     pub relocate_always: bool,
@@ -51,6 +56,8 @@ impl Default for Policy {
             smallest_frame: 16,
             shadow_reserve: 4096,
             warm: 1,
+            lift_above: 1 << 20,
+            lift_bytes: 16 << 10,
             relocate_always: false,
             poison: false,
         }
@@ -90,6 +97,7 @@ impl Policy {
         rule(self.keep < self.maximum, "`keep` is not below `maximum`")?;
         rule(self.reserve >= 64, "`reserve` is below 64 bytes, the stubs' own need")?;
         rule(self.reserve <= self.initial / 2, "`reserve` is more than half of `initial`")?;
+        rule(self.lift_bytes >= 256, "`lift_bytes` is below 256 bytes")?;
         rule(self.smallest_frame >= 16, "`smallest_frame` is below 16, a frame record")?;
         rule(
             self.shadow_reserve >= 512 && self.shadow_reserve <= LARGEST,

@@ -33,12 +33,49 @@ impl Segment {
     /// # Errors
     /// [`Error::Memory`] when the system refuses; nothing stays mapped.
     pub fn map(size: usize, guard: usize, identity: u64, generation: u64) -> Result<Segment, Error> {
+        Segment::map_near(None, size, guard, identity, generation)
+    }
+
+    /// The same at an address above `floor`, where the system has one free among those that are tried.
+    ///
+    /// # Errors
+    /// As [`Segment::map`], and when all are taken.
+    #[cfg(cfi_stack_native)]
+    pub(crate) fn map_above(
+        size: usize,
+        guard: usize,
+        identity: u64,
+        generation: u64,
+        floor: usize,
+    ) -> Result<Segment, Error> {
+        /// The distances that are tried, as powers of two.
+        const DISTANCES: std::ops::Range<u32> = 12..45;
+        let mut refused = Error::Memory { what: "a data segment above another", bytes: size, errno: libc::ENOMEM };
+        for distance in DISTANCES {
+            let near = floor.saturating_add(1 << distance).next_multiple_of(page_size());
+            match Segment::map_near(NonZeroUsize::new(near), size, guard, identity, generation) {
+                Ok(segment) if segment.record.base >= floor => return Ok(segment),
+                // The system has gone elsewhere.
+                Ok(_) => {}
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    fn map_near(
+        near: Option<NonZeroUsize>,
+        size: usize,
+        guard: usize,
+        identity: u64,
+        generation: u64,
+    ) -> Result<Segment, Error> {
         let failed = |errno: nix::Error| Error::Memory { what: "a data segment", bytes: size, errno: errno as i32 };
         let mapped = size.checked_add(guard).ok_or(failed(nix::Error::ENOMEM))?;
         let length = NonZeroUsize::new(mapped).ok_or(failed(nix::Error::EINVAL))?;
         // SAFETY: an anonymous mapping at an address of the system's choice touches no existing memory.
         let mapping = unsafe {
-            mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
+            mmap_anonymous(near, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
         }
         .map_err(failed)?
         .cast::<u8>();

@@ -5,6 +5,7 @@
 //! are nested, and the control block is about the innermost one ([`nested`]). Wherever it stands, its frames lie in one segment and
 //! move together ([`moves`]).
 
+mod lifts;
 mod moves;
 mod nested;
 
@@ -67,6 +68,8 @@ pub struct Stats {
     pub bytes_moved: u64,
     /// Largest data segment so far, in bytes.
     pub largest: u64,
+    /// Times that the youngest frames alone were moved, to a further segment.
+    pub lifts: u64,
     /// Segments that were made for link calls and lifted frames.
     pub segments: u64,
 }

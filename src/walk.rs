@@ -267,7 +267,7 @@ impl<'a, S: Signer> Walk<'a, S> {
         if let Some((saves, record)) = self.saves.take() {
             self.note_saves(saves, record);
         }
-        if pc == self.piece.bottom {
+        if pc == self.piece.bottom && !self.recurs(&owner, pc) {
             self.end_of_piece(owner, saved_fp)?;
             return Ok(Frame { owner, pc, saved_fp, caller: None });
         }
@@ -356,6 +356,14 @@ impl<'a, S: Signer> Walk<'a, S> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a frame that returns to where its piece ends is not the piece's oldest for all that: what frames were lifted above is a managed
+    /// function, which may have called itself.
+    #[inline(never)]
+    fn recurs(&mut self, owner: &Owner<'_>, pc: RawPc) -> bool {
+        let end = owner.cfa().saturating_add(owner.layout.incoming as usize);
+        end < self.piece.base_cfa && self.map.find(pc).is_some()
     }
 
     /// The oldest frame of a piece is the one that the piece must end with.

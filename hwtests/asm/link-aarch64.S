@@ -200,6 +200,91 @@ link_recurse_exit_site:
         .cfi_endproc
 END link_recurse
 
+        .macro CHECK
+        ldr     x9, [x0]
+        mov     x10, sp
+        cmp     x10, x9
+        b.hs    8f
+        stp     x0, x1, [sp]
+        stp     x2, x3, [sp, #16]
+        mov     x1, #0
+        WORD    x9, managed_stubs, 0
+        blr     x9
+        ldp     x0, x1, [sp]
+        ldp     x2, x3, [sp, #16]
+8:
+        .endm
+
+/* frame_bytes = 64; slots at lift_recurse_site and _exit_site: fp-24 */
+FUNC lift_recurse
+        PROLOGUE 64
+        CHECK
+        sub     x9, x29, #32
+        str     x9, [x29, #-24]
+        lsl     x10, x1, #3
+        add     x10, x10, #3
+        str     x10, [x29, #-32]
+        cbz     x1, 2f
+        sub     x1, x1, #1
+        bl      lift_recurse
+        .globl  lift_recurse_site
+lift_recurse_site:
+        sub     sp, x29, #64
+        b       3f
+2:      mov     x1, x2
+        mov     x2, x3
+        mov     x3, x29
+        mov     x4, #0
+        WORD    x9, managed_stubs, 8
+        blr     x9
+        .globl  lift_recurse_exit_site
+lift_recurse_exit_site:
+3:      ldr     x9, [x29, #-24]
+        ldr     x9, [x9]
+        add     x0, x0, x9
+        EPILOGUE
+        .cfi_endproc
+END lift_recurse
+
+/* frame_bytes = 48 */
+FUNC lift_dive
+        PROLOGUE 48
+        CHECK
+        mov     x2, #0
+        cbz     x1, 2f
+        sub     x1, x1, #1
+        bl      lift_dive
+        sub     sp, x29, #48
+        add     x2, x0, #1
+2:      mov     x0, x2
+        EPILOGUE
+        .cfi_endproc
+END lift_dive
+
+/* frame_bytes = 80 */
+FUNC lift_wave
+        PROLOGUE 80
+        CHECK
+        stp     x0, x3, [x29, #-16]
+        stp     x2, xzr, [x29, #-32]
+        cbz     x1, 2f
+        sub     x1, x1, #1
+        bl      lift_wave
+        sub     sp, x29, #80
+        EPILOGUE
+2:      ldp     x0, x1, [x29, #-16]
+        bl      lift_dive
+        sub     sp, x29, #80
+        ldp     x2, x9, [x29, #-32]
+        add     x9, x9, x0
+        subs    x2, x2, #1
+        stp     x2, x9, [x29, #-32]
+        b.ne    2b
+        mov     x0, x9
+        EPILOGUE
+        .cfi_endproc
+END lift_wave
+
 /* frame_bytes = 32 */
 FUNC link_loop
         PROLOGUE 32
@@ -219,6 +304,34 @@ FUNC link_loop
         EPILOGUE
         .cfi_endproc
 END link_loop
+
+/* frame_bytes = 0 */
+FUNC link_edge
+        .cfi_startproc
+        hint    #34                     /* bti c */
+        WORD    x16, link_test, 0
+        ldr     x16, [x16]
+        sub     x17, sp, #256
+        cmp     x17, x16
+        b.lo    link_thunk
+        WORD    x17, link_test, 8
+        ldr     x17, [x17]
+        br      x17
+        .cfi_endproc
+END link_edge
+
+/* frame_bytes = 48 */
+FUNC link_climb
+        PROLOGUE 48
+        mov     x9, #0
+        cbz     x1, 1f
+        sub     x1, x1, #1
+        bl      link_edge
+        add     x9, x0, #1
+1:      mov     x0, x9
+        EPILOGUE
+        .cfi_endproc
+END link_climb
 
 FUNC link_nothing
         .cfi_startproc

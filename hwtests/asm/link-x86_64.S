@@ -186,6 +186,108 @@ link_recurse_exit_site:
         .cfi_endproc
 END link_recurse
 
+/*
+ * u64 lift_recurse(act, n, f, context): as managed_recurse_a, but it takes its stack pointer back after each call.
+ * frame_bytes = 48; slots that hold pointers into the stack at lift_recurse_site and _exit_site: rbp-24.
+ */
+FUNC lift_recurse
+        PROLOGUE
+        sub     $48, %rsp
+        cmp     (%rdi), %rsp
+        jb      3f
+1:      lea     -32(%rbp), %rax
+        mov     %rax, -24(%rbp)
+        lea     3(,%rsi,8), %rax
+        mov     %rax, -32(%rbp)
+        test    %rsi, %rsi
+        jz      2f
+        dec     %rsi
+        call    lift_recurse
+        .globl  lift_recurse_site
+lift_recurse_site:
+        lea     -48(%rbp), %rsp
+        mov     -24(%rbp), %r10
+        add     (%r10), %rax
+        EPILOGUE
+2:      mov     %rdx, %rsi
+        mov     %rcx, %rdx
+        mov     %rbp, %rcx
+        xor     %r8d, %r8d
+        call    *managed_stubs+8(%rip)
+        .globl  lift_recurse_exit_site
+lift_recurse_exit_site:
+        mov     -24(%rbp), %r10
+        add     (%r10), %rax
+        EPILOGUE
+3:      mov     %rsi, -8(%rbp)
+        xor     %esi, %esi
+        call    *managed_stubs(%rip)
+        mov     -8(%rbp), %rsi
+        lea     -48(%rbp), %rsp
+        jmp     1b
+        .cfi_endproc
+END lift_recurse
+
+/* u64 lift_dive(act, n): n calls deep and back; returns n. Takes its stack pointer back. frame_bytes = 48. */
+FUNC lift_dive
+        PROLOGUE
+        sub     $48, %rsp
+        cmp     (%rdi), %rsp
+        jb      3f
+1:      xor     %eax, %eax
+        test    %rsi, %rsi
+        jz      2f
+        dec     %rsi
+        call    lift_dive
+        lea     -48(%rbp), %rsp
+        inc     %rax
+2:      EPILOGUE
+3:      mov     %rsi, -8(%rbp)
+        xor     %esi, %esi
+        call    *managed_stubs(%rip)
+        mov     -8(%rbp), %rsi
+        jmp     1b
+        .cfi_endproc
+END lift_dive
+
+/*
+ * u64 lift_wave(act, n, times, m): n calls deep, and there lift_dive(act, m) so many times; returns what those return, added up. Takes its
+ * stack pointer back. frame_bytes = 48.
+ */
+FUNC lift_wave
+        PROLOGUE
+        sub     $48, %rsp
+        mov     %rdi, -8(%rbp)
+        mov     %rdx, -16(%rbp)
+        mov     %rcx, -24(%rbp)
+        movq    $0, -32(%rbp)
+        cmp     (%rdi), %rsp
+        jb      4f
+1:      test    %rsi, %rsi
+        jz      2f
+        dec     %rsi
+        call    lift_wave
+        lea     -48(%rbp), %rsp
+        EPILOGUE
+2:      mov     -8(%rbp), %rdi
+        mov     -24(%rbp), %rsi
+        call    lift_dive
+        lea     -48(%rbp), %rsp
+        add     %rax, -32(%rbp)
+        decq    -16(%rbp)
+        jnz     2b
+        mov     -32(%rbp), %rax
+        EPILOGUE
+4:      mov     %rsi, -40(%rbp)
+        xor     %esi, %esi
+        call    *managed_stubs(%rip)
+        mov     -40(%rbp), %rsi
+        mov     -16(%rbp), %rdx
+        mov     -24(%rbp), %rcx
+        jmp     1b
+        .cfi_endproc
+END lift_wave
+
 /* u64 link_loop(act, n, target, unused): calls target(act, i) for i from n down to 1, adds up. frame_bytes = 32. */
 FUNC link_loop
         PROLOGUE
@@ -204,6 +306,36 @@ FUNC link_loop
         EPILOGUE
         .cfi_endproc
 END link_loop
+
+/*
+ * Calls what the test's call names: where this is when 256 bytes are left above the limit, else across the edge. It has no frame of its own
+ * in the first case: the callee takes its place. frame_bytes = 0.
+ */
+FUNC link_edge
+        .cfi_startproc
+        endbr64
+        mov     link_test(%rip), %r10
+        lea     -256(%rsp), %r11
+        cmp     (%r10), %r11
+        jb      link_thunk
+        mov     link_test+8(%rip), %r11
+        jmp     *(%r11)
+        .cfi_endproc
+END link_edge
+
+/* u64 link_climb(act, n): n calls deep through link_edge, which must lead back here, and back; returns n. frame_bytes = 48. */
+FUNC link_climb
+        PROLOGUE
+        sub     $48, %rsp
+        xor     %eax, %eax
+        test    %rsi, %rsi
+        jz      1f
+        dec     %rsi
+        call    link_edge
+        inc     %rax
+1:      EPILOGUE
+        .cfi_endproc
+END link_climb
 
 /* u64 link_nothing(act, n): n + 1. A leaf without a frame. */
 FUNC link_nothing

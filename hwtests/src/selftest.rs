@@ -7,7 +7,8 @@ mod faults;
 mod growth;
 mod layouts;
 mod leaks;
-mod link;
+mod lift;
+pub(crate) mod link;
 mod link_native;
 mod measured;
 mod nested;
@@ -73,6 +74,8 @@ pub const SELFTESTS: &[Case] = &[
     Case { id: "S35", title: "link calls carry arguments and results of every size", run: link::arguments },
     Case { id: "S36", title: "link calls within each other, growth, ways out, oscillation", run: link::nests },
     Case { id: "S37", title: "native code gets the room that it asks for", run: link_native::ensured },
+    Case { id: "S38", title: "the youngest frames are lifted, each key, and return", run: lift::frames },
+    Case { id: "S39", title: "calls that go to and fro over an edge lift once", run: lift::oscillation },
     Case { id: "S42", title: "native code called on the managed segment is measured to the word", run: measured::hogs },
     Case { id: "S43", title: "measured calls nest, exit, leave, and cannot be moved", run: measured::around },
 ];

@@ -29,6 +29,9 @@ pub struct FrameLayout {
     /// Whether a word of the frame that points into the stack, and that nothing declares, refuses the move. Without it every
     /// slot that holds such a pointer must be declared, and other words are not looked at.
     pub conservative: bool,
+    /// Whether it takes its stack pointer back by itself: after each call it computes it from fp, and no call of it passes arguments or results
+    /// on the stack. What stands above such a frame can be lifted to another segment.
+    pub retakes_sp: bool,
     /// Why its frames may not move, in the engine's words. A frame that may not refuses every move of its span.
     pub immovable: Option<&'static str>,
 }
@@ -46,6 +49,7 @@ impl FrameLayout {
             binding: Binding::Cfa,
             frame_pointer: PointerSigning::None,
             conservative: false,
+            retakes_sp: false,
             immovable: None,
         }
     }
@@ -80,6 +84,11 @@ impl FrameLayout {
         FrameLayout { conservative: true, ..self }
     }
 
+    /// The same, taking its stack pointer back by itself.
+    pub const fn retakes_sp(self) -> Self {
+        FrameLayout { retakes_sp: true, ..self }
+    }
+
     /// The same, not movable for this reason.
     pub const fn immovable(self, reason: &'static str) -> Self {
         FrameLayout { immovable: Some(reason), ..self }
@@ -93,7 +102,7 @@ impl FrameLayout {
 
     /// Whether it is one that [`FrameLayout::new`] makes: the walk has a way of its own for those.
     pub(crate) fn is_plain(&self) -> bool {
-        *self == FrameLayout::new(self.frame_bytes, self.signing)
+        *self == FrameLayout { retakes_sp: self.retakes_sp, ..FrameLayout::new(self.frame_bytes, self.signing) }
     }
 
     /// The rule that no frame of this layout could keep.

@@ -29,7 +29,7 @@ impl Inner {
     fn grow_now(&mut self, bytes: usize, registers: usize) -> Result<(), Refusal> {
         let youngest = self.youngest()?.unwrap_or(0);
         step(Step::Begin, StepInfo::new(youngest, self.segment.record(), None, &mut self.plan))?;
-        if self.prepare_link()? { Ok(()) } else { self.make_room(bytes, registers) }
+        if self.prepare_link()? || self.lift(bytes, registers)? { Ok(()) } else { self.make_room(bytes, registers) }
     }
 
     /// Makes a segment for a link call, where it is `link` that has called `grow`. Says whether it was.
@@ -60,7 +60,7 @@ impl Inner {
     }
 
     /// Address of the youngest frame record, where there is one; its segment is the current one now.
-    fn settled(&mut self) -> Result<Option<usize>, Refusal> {
+    pub(super) fn settled(&mut self) -> Result<Option<usize>, Refusal> {
         let youngest = self.youngest()?;
         if let Some(record) = youngest {
             self.settle(record)?;
@@ -134,7 +134,7 @@ impl Inner {
     }
 
     /// Bytes that the frames take, without the youngest record.
-    fn used(&self, youngest: Option<usize>) -> Result<usize, Refusal> {
+    pub(super) fn used(&self, youngest: Option<usize>) -> Result<usize, Refusal> {
         let source = self.segment.record();
         if (source.identity, source.generation) != (self.control.identity, self.control.generation) {
             let slot = std::ptr::from_ref(source).addr();
@@ -152,7 +152,7 @@ impl Inner {
 
     /// Lists the pieces that lie in the current segment, youngest first: one for each entry that has frames there. Returns whether the last is the stack's
     /// oldest.
-    fn list_pieces(&mut self, youngest: usize, registers: usize) -> Result<bool, Refusal> {
+    pub(super) fn list_pieces(&mut self, youngest: usize, registers: usize) -> Result<bool, Refusal> {
         let mut pieces = std::mem::take(&mut self.pieces);
         pieces.clear();
         let count = self.outer.len() + 1;
@@ -227,7 +227,11 @@ impl Inner {
     ) -> Result<(), Refusal> {
         self.previous = None;
         let (identity, generation) = (self.control.identity, self.control.generation);
-        let destination = Segment::map(size, self.policy.guard, identity, generation)?;
+        let guard = self.policy.guard;
+        let destination = match self.links.floor(&self.segment) {
+            None => Segment::map(size, guard, identity, generation)?,
+            Some(floor) => Segment::map_above(size, guard, identity, generation, floor)?,
+        };
         destination.populate(youngest.map_or(0, |record| self.segment.record().top.wrapping_sub(record)));
         let present = self.segment.record().size();
         let mut at = destination.record().top;

@@ -1,5 +1,6 @@
 //! A42: the stubs are single-stepped, and a signal handler walks the stack at every instruction.
 
+mod linked;
 mod managed_stubs;
 mod switches;
 
@@ -17,6 +18,7 @@ pub fn all(class: &Class) -> Report {
     }
     let mut tally = Tally::new(class);
     managed_stubs::all(&mut tally);
+    linked::all(&mut tally);
     switches::all(&mut tally);
     tally.report()
 }

@@ -7,7 +7,7 @@ use crate::cpu;
 use crate::managed::{self, Function};
 use crate::outcome::{Code, Report};
 use crate::tally::Tally;
-use cfi_stack::codemap::{Registered, Registration};
+use cfi_stack::codemap::{FrameLayout, Registered, Registration};
 use cfi_stack::engine::{self, LinkCall};
 use cfi_stack::pac::{RawPc, Signing};
 use cfi_stack::{Error, Exit, Policy};
@@ -38,6 +38,9 @@ macro_rules! site {
     }};
 }
 
+pub(crate) use function;
+pub(crate) use site;
+
 pub(crate) fn thunk() -> Function {
     function!(link_thunk, link_thunk_end, 0, 0)
 }
@@ -52,6 +55,11 @@ fn callee() -> Function {
 
 pub(crate) fn recurse() -> Function {
     function!(link_recurse, link_recurse_end, 48, 64)
+}
+
+/// Its frames cannot move. What it calls is called across the edge where there is no room on this side.
+fn climb() -> Function {
+    function!(link_climb, link_climb_end, 48, 48)
 }
 
 fn repeat() -> Function {
@@ -99,6 +107,10 @@ impl Linked {
         for function in [thunk(), caller(), self::callee(), recurse(), repeat(), nothing()] {
             managed::describe(&mut map, function);
         }
+        let climb = climb();
+        let layout = FrameLayout::new(climb.frame_bytes, climb.signing).immovable("it says so");
+        let len = climb.end.address() - climb.start.address();
+        map.function(climb.start, len, layout).expect("a hand-made function is a possible one");
         for site in [site!(link_recurse_site), site!(link_recurse_exit_site)] {
             map.safepoint(site, &[-24]).expect("the slot lies in the frame");
         }
@@ -107,6 +119,11 @@ impl Linked {
         let mut linked = Linked { scene, _code: code, block: vec![0; block::WORDS].leak() };
         linked.call(callee, arguments, results, need)?;
         Ok(linked)
+    }
+
+    /// For [`Linked::pass`], with so many bytes of stack arguments and results.
+    pub(crate) fn to_callee(arguments: usize, results: usize) -> Result<Self, String> {
+        Linked::new(policy(), callee(), arguments as u32, results as u32, 512)
     }
 
     /// Has the thunk make another call from now on.
@@ -137,7 +154,7 @@ impl Linked {
     }
 
     /// Calls with everything in registers and on the stack, and compares all of it.
-    fn pass(&mut self, pad: usize, arguments: usize, results: usize, seed: u64) -> Result<(), String> {
+    pub(crate) fn pass(&mut self, pad: usize, arguments: usize, results: usize, seed: u64) -> Result<(), String> {
         let words = &mut *self.block;
         for (index, word) in words.iter_mut().enumerate() {
             *word = (seed << 48 | index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed;
@@ -220,14 +237,9 @@ pub fn arguments(class: &Class) -> Report {
     tally.attack("stack arguments that are not in the segment", &outside, &[Code::E]);
     let sizes = run(|| {
         let at = RawPc::new(0x1000);
-        for (arguments, results, need) in [
-            (4, 0, 0),
-            (0, 9, 0),
-            (u32::MAX & !7, 0, 0),
-            (0, u32::MAX & !7, 0),
-            (16, 16, u32::MAX),
-            (64, 0, u32::MAX - 8),
-        ] {
+        for (arguments, results, need) in
+            [(4, 0, 0), (0, 9, 0), (!7, 0, 0), (0, !7, 0), (16, 16, u32::MAX), (64, 0, u32::MAX - 8)]
+        {
             if !matches!(LinkCall::new(at, arguments, results, need), Err(Error::Size { .. })) {
                 return Err(format!("{arguments} {results} {need}"));
             }
@@ -309,6 +321,7 @@ pub fn nests(class: &Class) -> Report {
     tally.attack("an overflow in a linked segment", &run(|| overflow(managed::recurse_a(), thunk())), &[Code::E]);
     tally.attack("a link call that wants more than there may be", &run(wants_too_much), &[Code::E]);
     tally.attack("100,000 crossings", &run(oscillation), &[Code::C]);
+    tally.attack("frames that cannot move go on by links alone", &run(immovable), &[Code::C]);
     match speed() {
         Ok([plain, linked]) => {
             tally.say(format!("{plain:.1} ns a plain call, {linked:.1} ns a link call there and back"))
@@ -382,4 +395,22 @@ fn speed() -> Result<[f64; 2], String> {
         }
     }
     Ok(least)
+}
+
+/// The function calls itself through a thunk that links where the limit would be passed, and only there.
+fn immovable() -> Verdict {
+    const DEPTH: usize = 5000;
+    let mut linked = Linked::new(Policy { warm: 16, ..policy() }, climb(), 0, 0, 512)?;
+    for round in 0..3 {
+        let before = cpu::shadow_pointer();
+        let got = linked.scene.enter(climb(), DEPTH, 0, 0);
+        if got != Ok(Exit::Returned(DEPTH as u64)) || cpu::shadow_pointer() != before {
+            return Err(format!("round {round}: {got:x?}"));
+        }
+    }
+    // Each is twice as large as what lies on the one before: 5000 frames take few, and the later rounds none.
+    match linked.scene.stack.stats() {
+        stats if stats.growths != 0 || !(2..=9).contains(&stats.segments) => Err(format!("{stats:?}")),
+        _ => Ok(Code::C),
+    }
 }

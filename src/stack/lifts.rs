@@ -1,0 +1,64 @@
+//! Growth of a deep stack by lifting: see [`crate::lift`].
+
+use super::nested::astray;
+use super::{Inner, State};
+use crate::arch;
+use crate::codemap::table::Reading;
+use crate::error::Refusal;
+use crate::lift::{Lift, find};
+use crate::pac::Tampered;
+use crate::signer::hardware::Hardware;
+use crate::steps::{Step, StepInfo, step};
+use crate::walk::{Bounds, Walk};
+use std::sync::atomic::Ordering;
+
+impl Inner {
+    /// Lifts the youngest frames of the managed function that has called `grow` for `bytes`, where the policy wants it and the frames let it. Says
+    /// whether that was done; else the whole span is to be moved.
+    pub(super) fn lift(&mut self, bytes: usize, registers: usize) -> Result<bool, Refusal> {
+        let Some(youngest) = self.settled()?.filter(|_| self.state == State::Running) else { return Ok(false) };
+        let used = self.used(Some(youngest))?;
+        let spare = self.policy.reserve.saturating_add(bytes);
+        let fits = used.saturating_add(spare) <= self.segment.record().size();
+        if fits || used <= self.policy.lift_above || self.policy.relocate_always {
+            return Ok(false);
+        }
+        let complete = self.list_pieces(youngest, registers)?;
+        let Inner { links, segment, policy, plan, shadow, control, pieces, .. } = self;
+        let Some(&piece) = pieces.first() else { return Ok(false) };
+        let evidence = "the shadow stack's token is outside the shadow stack";
+        let outside = Tampered { evidence, slot: control.token };
+        let shadow = match shadow {
+            None => None,
+            Some(shadow) => Some(shadow.entries(control.token).ok_or(outside)?),
+        };
+        let reading = Reading::begin();
+        let Some(table) = reading.table() else { return Ok(false) };
+        let smallest_frame = policy.smallest_frame;
+        let bounds = Bounds { source: segment.record(), pieces, complete, smallest_frame, shadow };
+        let Some(cut) = find(Walk::new(&Hardware, table, bounds), policy.lift_bytes)? else { return Ok(false) };
+        let lift = Lift { policy, table, cut, piece, shadow, spare };
+        let link = control.link;
+        let lifted = lift.carry_out(links, segment, plan, |part, target| {
+            // SAFETY: the link record that `grow` wrote and `list_pieces` has found in its place; the records live while this runs.
+            let moved = unsafe { arch::move_link(link, control, part, target) };
+            moved.map(|_| ()).ok_or_else(|| astray(link))
+        })?;
+        let Some(lifted) = lifted else { return Ok(false) };
+        drop(reading);
+        self.control.segment = self.segment.record();
+        let limit = self.limit();
+        if let Some(activation) = self.activation {
+            // SAFETY: `enter` borrows the activation until the stub returns.
+            unsafe { activation.as_ref() }.limit.store(limit, Ordering::Relaxed);
+        }
+        self.stats.lifts += 1;
+        self.stats.segments += u64::from(lifted.made);
+        self.stats.frames_moved += self.plan.rebindings().len() as u64;
+        self.stats.rebound += self.plan.rebound() as u64;
+        self.stats.bytes_moved += lifted.bytes as u64;
+        self.stats.largest = self.stats.largest.max(self.segment.record().size() as u64);
+        step(Step::Committed, StepInfo::new(lifted.record, self.segment.record(), None, &mut self.plan))?;
+        Ok(true)
+    }
+}
