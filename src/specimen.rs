@@ -26,6 +26,8 @@ mod design;
 #[cfg(test)]
 mod inspected;
 #[cfg(test)]
+mod kinds;
+#[cfg(test)]
 mod properties;
 pub mod tampering;
 

@@ -1,7 +1,7 @@
 //! What registrations refuse, and what is found.
 
 use super::*;
-use crate::pac::Signing;
+use crate::pac::{Binding, Signing};
 
 const LAYOUT: FrameLayout = FrameLayout::new(64, Signing::A);
 
@@ -61,4 +61,82 @@ fn look_up_finds_the_function_that_called() {
     assert_eq!(frame_bytes(0x1201), None);
     assert_eq!(table.find(RawPc::new(0x1100)).unwrap().slots, [-16, -8]);
     assert!(table.find(RawPc::new(0x1101)).unwrap().slots.is_empty());
+}
+
+#[test]
+fn impossible_layouts_are_refused() {
+    let mut map = Registration::new();
+    let mut refuse = |layout: FrameLayout, rule: &str| {
+        let found = refused(map.function(RawPc::new(0x1000), 16, layout));
+        assert!(found.contains(rule), "{layout:?}: {found}");
+    };
+    for cfa_bytes in [0, 8, 20, 28] {
+        refuse(LAYOUT.with_cfa_bytes(cfa_bytes), "`cfa_bytes`");
+    }
+    refuse(LAYOUT.with_cfa_bytes(24), "multiple of 16");
+    refuse(FrameLayout::new(8, Signing::A), "multiple of 16");
+    refuse(LAYOUT.with_cfa_bytes(u32::MAX & !15), "2 GiB");
+    refuse(LAYOUT.with_incoming(u32::MAX & !15), "2 GiB");
+    for incoming in [1, 8, 24] {
+        refuse(LAYOUT.with_incoming(incoming), "`incoming`");
+    }
+    refuse(LAYOUT.dynamic().with_binding(Binding::Zero), "dynamic size");
+    let unsigned = FrameLayout::new(64, Signing::None).dynamic().with_binding(Binding::Zero);
+    assert_eq!(map.function(RawPc::new(0x1000), 16, unsigned), Ok(()), "where nothing signs there is no modifier");
+    let odd = FrameLayout::new(56, Signing::A).with_cfa_bytes(24).with_incoming(32);
+    assert_eq!(map.function(RawPc::new(0x2000), 16, odd), Ok(()));
+}
+
+#[test]
+fn slots_lie_in_the_frame_and_in_what_it_owns_above() {
+    let mut map = Registration::new();
+    let layout = FrameLayout::new(56, Signing::A).with_cfa_bytes(24).with_incoming(16);
+    map.function(RawPc::new(0x1000), 0x100, layout).unwrap();
+    let return_offset = layout.return_offset() as i32;
+    for outside in [-64, 0, return_offset, 40] {
+        assert!(refused(map.safepoint(RawPc::new(0x1010), &[outside])).contains("outside"), "{outside}");
+    }
+    let between = 8 + 16 - return_offset;
+    assert_eq!(map.safepoint(RawPc::new(0x1010), &[-56, -8, between, 24, 32]), Ok(()));
+    // A call with other bytes below fp has other slots.
+    let call = |frame_bytes, slots| Safepoint { frame_bytes, slots, ..Safepoint::default() };
+    assert!(refused(map.call(RawPc::new(0x1020), call(Some(64), &[]))).contains("multiple of 16"));
+    assert!(refused(map.call(RawPc::new(0x1020), call(Some(8), &[-16]))).contains("outside"));
+    assert_eq!(map.call(RawPc::new(0x1020), call(Some(88), &[-88])), Ok(()));
+    let table = map.table().unwrap();
+    assert_eq!(table.find(RawPc::new(0x1020)).map(|found| found.frame_bytes), Some(88));
+    assert_eq!(table.find(RawPc::new(0x1030)).map(|found| found.frame_bytes), Some(56));
+}
+
+#[test]
+fn impossible_saves_are_refused() {
+    let mut map = Registration::new();
+    let at = RawPc::new(0x1000);
+    let [first, second] = [0, 1].map(|index| Register::new(index).unwrap());
+    map.function(at, 0x100, LAYOUT).unwrap();
+    assert!(refused(map.saves(RawPc::new(0x1004), &[(first, -8)])).contains("no registered"));
+    assert!(refused(map.saves(at, &[(first, -72)])).contains("outside"));
+    assert!(refused(map.saves(at, &[(first, -12)])).contains("aligned"));
+    assert!(refused(map.saves(at, &[(first, -8), (first, -16)])).contains("twice"));
+    assert!(refused(map.saves(at, &[(first, -8), (second, -8)])).contains("twice"));
+    map.safepoint(RawPc::new(0x1010), &[-24]).unwrap();
+    assert!(refused(map.saves(at, &[(first, -24)])).contains("saved register"));
+    assert_eq!(map.saves(at, &[(first, -8), (second, -16)]), Ok(()));
+    assert!(refused(map.saves(at, &[(first, -8)])).contains("already"));
+    assert!(refused(map.safepoint(RawPc::new(0x1020), &[-16])).contains("saved register"));
+    let registers = &[second];
+    assert_eq!(map.call(RawPc::new(0x1020), Safepoint { registers, ..Safepoint::default() }), Ok(()));
+    let table = map.table().unwrap();
+    let found = table.find(RawPc::new(0x1020)).unwrap();
+    assert_eq!((found.registers, found.saves), (1 << second.index(), &[0, -8, 1, -16][..]));
+    assert!(!found.plain);
+}
+
+#[test]
+fn registers_have_names_and_places() {
+    assert_eq!(Register::new(Register::NAMES.len()), None);
+    assert_eq!(Register::named("rsp"), None);
+    for (index, name) in Register::NAMES.iter().enumerate() {
+        assert_eq!(Register::named(name).map(Register::index), Some(index));
+    }
 }
