@@ -76,17 +76,35 @@ fn impossible_stacks_are_typed_errors() {
 }
 
 #[test]
-fn what_is_forgotten_is_listed_with_its_place() {
+fn what_waits_is_listed_with_its_place_and_forgotten_or_not() {
     let line = line!() + 1;
-    let mut forgotten = Coroutine::new(|yielder: &Yielder<(), ()>, ()| yielder.suspend(()));
+    let make = || Coroutine::new(|yielder: &Yielder<(), ()>, ()| yielder.suspend(()));
+    // Whether each of those that wait has run.
+    let listed_of = |line: u32| {
+        let here = |place: &std::panic::Location| place.file() == file!() && place.line() == line;
+        let leaks = cfi_stack::pool::leaks().into_iter();
+        leaks.filter(|leak| leak.created.is_some_and(here)).map(|leak| leak.suspended).collect::<Vec<_>>()
+    };
+    let listed = || listed_of(line);
+    let mut ready = make();
+    assert_eq!(listed(), [false]);
+    ready.resume(());
+    assert_eq!(listed(), [true]);
+    ready.resume(());
+    assert_eq!(listed(), []);
+    let mut unwound = make();
+    unwound.resume(());
+    drop(unwound);
+    drop(make());
+    assert_eq!(listed(), []);
+    let line_of_running = line!() + 1;
+    let mut running = Coroutine::new(move |_: &Yielder<(), ()>, ()| listed_of(line_of_running));
+    assert_eq!(listed_of(line_of_running), [false]);
+    assert_eq!(running.resume(()).as_return(), Some(vec![]), "what runs does not wait");
+    let mut forgotten = make();
     forgotten.resume(());
     std::mem::forget(forgotten);
-    let created_there = |leak: &cfi_stack::pool::Leak| {
-        leak.created.is_some_and(|place| place.file() == file!() && place.line() == line)
-    };
-    let leaks = cfi_stack::pool::leaks();
-    let found: Vec<_> = leaks.iter().filter(|leak| created_there(leak)).collect();
-    assert!(matches!(found[..], [leak] if leak.suspended), "{found:?}");
+    assert_eq!(listed(), [true]);
 }
 
 #[test]
