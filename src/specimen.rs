@@ -35,7 +35,7 @@ use crate::abi::Record;
 use crate::codemap::{FrameLayout, Register, Table};
 use crate::error::Error;
 use crate::error::Refusal;
-use crate::pac::{RawPc, SignedPc, SignedPointer, Signing};
+use crate::pac::{RawPc, SignedPc, SignedPointer};
 use crate::signer::Signer;
 use crate::signer::model::Model;
 use crate::walk::{Bounds, Piece, Walk};

@@ -4,9 +4,10 @@
 use super::tampering::{Moment, Outcome, Tampering, Write};
 use super::{
     Call, Design, ENTRY_RETURN, Error, FrameLayout, Function, NATIVE_FP, PATTERN, Pointer, RawPc, Record, Refusal,
-    Room, Signing, Site, Specimen,
+    Room, Site, Specimen,
 };
 use crate::codemap::LARGEST_FRAME;
+use crate::pac::Signing;
 use crate::walk::Piece;
 use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
 use std::time::{Duration, Instant};
