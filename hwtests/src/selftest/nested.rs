@@ -1,10 +1,12 @@
 //! Entries within each other on one stack.
 
-use super::spans::{Op, Run, World, small};
+use super::spans::{Op, Run, World, large, small};
 use crate::attack::{at_every_step, policy, stop};
+use crate::backtrace::by_tables;
 use crate::child::{Verdict, run};
 use crate::class::Class;
 use crate::outcome::{Code, Report};
+use crate::stepper::function_at;
 use crate::tally::Tally;
 use cfi_stack::engine::{self, Activation};
 use cfi_stack::thread;
@@ -52,6 +54,12 @@ fn nest(levels: usize, grows: usize, always: bool) -> Verdict {
             *entered = true;
             return Op::Enter(held);
         }
+        if level == levels
+            && !*entered
+            && let Err(problem) = seen_from_native_code(world)
+        {
+            world.note(problem);
+        }
         *entered = true;
         if level == grows && !*after {
             *after = true;
@@ -71,6 +79,28 @@ fn nest(levels: usize, grows: usize, always: bool) -> Verdict {
         return Err(format!("{growths} growths to {} bytes", run.stack.size()));
     }
     Ok(Code::C)
+}
+
+/// The unwind tables lead from here through all entries to main, whether the frames have moved or not.
+fn seen_from_native_code(world: &World<'_>) -> Result<(), String> {
+    unsafe extern "C" {
+        fn cfi_stack_enter();
+    }
+    let starts: Vec<usize> = by_tables().iter().map(|frame| function_at(frame.pc - 1)).collect();
+    let count = |wanted: &[usize]| starts.iter().filter(|start| wanted.contains(start)).count();
+    let managed = count(&[small().start.address(), large().start.address()]);
+    let entries = count(&[cfi_stack_enter as *const () as usize]);
+    let mains = count(&[crate::main as *const () as usize]);
+    if (managed, entries, mains) == (world.frames.len(), world.depth(), 1) {
+        Ok(())
+    } else {
+        Err(format!(
+            "{managed} managed frames of {}, {entries} entries of {}, main {mains} times among {}",
+            world.frames.len(),
+            world.depth(),
+            starts.len()
+        ))
+    }
 }
 
 /// S31.

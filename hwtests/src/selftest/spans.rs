@@ -370,6 +370,11 @@ pub fn small() -> Function {
     small_and_sites().0
 }
 
+/// The function with the large frame.
+pub fn large() -> Function {
+    large_and_sites().0
+}
+
 /// Registers both functions.
 pub fn register() -> Registered {
     unsafe extern "C" {
