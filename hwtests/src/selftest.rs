@@ -5,6 +5,7 @@ mod continuations;
 mod coroutines;
 mod faults;
 mod growth;
+mod inspected;
 mod layouts;
 mod leaks;
 mod lift;
@@ -76,6 +77,8 @@ pub const SELFTESTS: &[Case] = &[
     Case { id: "S37", title: "native code gets the room that it asks for", run: link_native::ensured },
     Case { id: "S38", title: "the youngest frames are lifted, each key, and return", run: lift::frames },
     Case { id: "S39", title: "calls that go to and fro over an edge lift once", run: lift::oscillation },
+    Case { id: "S40", title: "pictures of stacks say what is known of them", run: inspected::honest },
+    Case { id: "S41", title: "pictures of rewritten stacks end and say so", run: inspected::garbage },
     Case { id: "S42", title: "native code called on the managed segment is measured to the word", run: measured::hogs },
     Case { id: "S43", title: "measured calls nest, exit, leave, and cannot be moved", run: measured::around },
 ];
