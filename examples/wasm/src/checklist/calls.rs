@@ -70,7 +70,7 @@ fn passing(kinds: &[Kind]) -> String {
 
 fn arguments(bench: &Bench<'_>, kinds: &[Kind]) -> Result<String, String> {
     let mut program = bench.load(&passing(kinds))?;
-    let depths = [bench.depth(60, 20), bench.depth(400, 60)];
+    let depths = [60, bench.depth(400, 120)];
     let mut growths = 0;
     let mut stack = program.stack()?;
     for depth in depths {
