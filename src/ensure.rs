@@ -52,7 +52,7 @@ where
     F: FnOnce() -> R,
 {
     /// The least that a further stack has, in bytes.
-    const LEAST: usize = 256 << 10;
+    const LEAST: usize = 512 << 10;
     let own = FRAMES.saturating_add(2 * size_of::<F>()).saturating_add(2 * size_of::<R>());
     let needed = bytes.saturating_add(own);
     let stack = match DefaultStack::try_new(needed.saturating_mul(2).max(LEAST)) {
