@@ -13,9 +13,9 @@ fn main() {
         // Elsewhere the library still walks, plans and relocates over the software model.
         _ => return,
     };
-    // Managed stacks; suspending them; re-signing and seals; linked segments; switching; what the CPU is asked; what native code takes.
-    let files =
-        ["", "_suspend", "_rebind", "_link", "_switch", "_cpu", "_fudge"].map(|part| format!("asm/{isa}{part}.S"));
+    // Managed stacks; suspending them; re-signing and seals; moving pages; linked segments; switching; what the CPU is asked; what native code takes.
+    let files = ["", "_suspend", "_rebind", "_remap", "_link", "_switch", "_cpu", "_fudge"]
+        .map(|part| format!("asm/{isa}{part}.S"));
     cc::Build::new().include("asm").files(files).compile("cfi_stack_stubs");
     println!("cargo::rustc-cfg=cfi_stack_native");
 }

@@ -11,6 +11,8 @@
 #define FORM_A          1
 #define FORM_B          2
 #define FORM_DESCRIBED  3
+/* In x15, above the bits of the mode word: the words lie at their new places already, under their old modifiers. */
+#define IN_PLACE_BIT    62
 /* struct Detail, src/abi.rs */
 #define RULE_CFA        0
 #define RULE_ZERO       1
@@ -48,7 +50,7 @@
         .endm
 
 /*
- * One entry in its key's own loop. x10 = x2 + form, x8 = delta − form. The form counts as alignment: where the entry's is another, or
+ * One entry in its key's own loop. x10 = x2 + form, x8 = delta − form, x11 = −form or, in place, x8. The form counts as alignment: where the entry's is another, or
  * its slot is misaligned, the rotation brings what is left of it to the top, and the one comparison of bounds fails.
  *
  * x17, what the word must authenticate to, is stripped: equal to it, x16 is a canonical address and the one that was planned
@@ -69,7 +71,7 @@
         ldr     x17, [x5], #8
         .endif
         add     x12, x9, #(8 - \form)   /* the CFA: the modifier at the old place */
-        ldur    x16, [x9, #-\form]
+        ldr     x16, [x9, x11]
         \aut    x16, x12
         xpaci   x17
         cmp     x16, x17
@@ -83,6 +85,10 @@
         .macro LOOPS aut, pac, form, immediate
         add     x10, x2, #\form
         sub     x8, x14, #\form
+        mov     x11, #-\form
+        tbz     x15, #IN_PLACE_BIT, LOCAL(from\@)
+        mov     x11, x8
+LOCAL(from\@):
         cbnz    x5, LOCAL(shadowed\@)
 LOCAL(plain\@):
         PLAIN   \aut, \pac, \form, 0
@@ -132,6 +138,7 @@ FUNC SYM(cfi_stack_rebind)
         .cfi_startproc
         hint    #34                     /* bti c */
         MODE    x15
+LOCAL(rebind_begin):
         cbnz    x5, 1f
         UNLESS_GCS 1f
         add     x4, x3, x4, lsl #4
@@ -170,7 +177,9 @@ LOCAL(rebind_described):                /* x9 slot, x17 planned pc */
         add     x12, x12, x11, lsr #32  /* the CFA at the old place … */
         add     x10, x12, x14           /* … and at the new one */
         add     x1, x9, x14
-        lsr     x0, x11, #16
+        tbz     x15, #IN_PLACE_BIT, 6f
+        mov     x9, x1
+6:      lsr     x0, x11, #16
         ubfx    x8, x11, #8, #8
         and     x11, x11, #0xff
         cmp     x8, #RULE_CFA
@@ -244,7 +253,7 @@ END SYM(cfi_stack_rebind)
 /* One signed frame pointer: x9 its address and modifier, x11 those at the new place, x6 the source's size. What leads into the
    source leads to the same place in the destination afterwards. */
         .macro POINTER aut, pac, immediate
-        ldr     x16, [x9]
+        ldr     x16, [x12]
         \aut    x16, x9
         xpacd   x17
         cmp     x16, x17
@@ -273,6 +282,7 @@ FUNC SYM(cfi_stack_rebind_pointers)
         .cfi_startproc
         hint    #34                     /* bti c */
         MODE    x15
+LOCAL(rebind_pointers_begin):
         LOAD_SPAN
         cmp     x3, x4
         b.eq    LOCAL(rebind_done)
@@ -287,7 +297,10 @@ FUNC SYM(cfi_stack_rebind_pointers)
         cmp     x12, x13, lsl #3
         b.hi    LOCAL(rebind_past)
         add     x11, x9, x14
-        cmp     x10, #FORM_B
+        mov     x12, x9
+        tbz     x15, #IN_PLACE_BIT, 4f
+        mov     x12, x11
+4:      cmp     x10, #FORM_B
         b.eq    2f
         cmp     x10, #FORM_A
         b.ne    LOCAL(rebind_past)
@@ -303,6 +316,27 @@ LOCAL(failed_autdb):
         NOT_MEANT xpacd, BRK_DB
         .cfi_endproc
 END SYM(cfi_stack_rebind_pointers)
+
+/*
+ * As cfi_stack_rebind and cfi_stack_rebind_pointers, for a span whose pages were moved: each word lies at its new place, and is
+ * authenticated there under the modifier of the old.
+ */
+FUNC SYM(cfi_stack_rebind_in_place)
+        .cfi_startproc
+        hint    #34                     /* bti c */
+        MODE    x15
+        orr     x15, x15, #(1 << IN_PLACE_BIT)
+        b       LOCAL(rebind_begin)
+        .cfi_endproc
+END SYM(cfi_stack_rebind_in_place)
+FUNC SYM(cfi_stack_rebind_pointers_in_place)
+        .cfi_startproc
+        hint    #34                     /* bti c */
+        MODE    x15
+        orr     x15, x15, #(1 << IN_PLACE_BIT)
+        b       LOCAL(rebind_pointers_begin)
+        .cfi_endproc
+END SYM(cfi_stack_rebind_pointers_in_place)
 
 /*
  * usize cfi_stack_authenticate_a(u64 word, u64 modifier), …_b: the raw address, for look-up; …_da, …_db: the same for saved

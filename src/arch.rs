@@ -4,6 +4,7 @@
 
 use crate::abi::{Control, Detail, Link, Rebinding, Record};
 use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing};
+use crate::signer::Words;
 
 /// How the library's own stubs sign their return address: key A where ELF unwinders expect it, key B where the
 /// platform's ABI says so.
@@ -45,6 +46,17 @@ unsafe extern "C" {
         #[cfg(target_arch = "aarch64")] details_count: usize,
     ) -> u64;
     #[cfg(target_arch = "aarch64")]
+    fn cfi_stack_rebind_in_place(
+        source: *const Record,
+        destination: *const Record,
+        low: usize,
+        plan: *const Rebinding,
+        count: usize,
+        shadow: *const u64,
+        details: *const Detail,
+        details_count: usize,
+    ) -> u64;
+    #[cfg(target_arch = "aarch64")]
     fn cfi_stack_rebind_pointers(
         source: *const Record,
         destination: *const Record,
@@ -52,6 +64,16 @@ unsafe extern "C" {
         plan: *const Rebinding,
         count: usize,
     ) -> u64;
+    #[cfg(target_arch = "aarch64")]
+    fn cfi_stack_rebind_pointers_in_place(
+        source: *const Record,
+        destination: *const Record,
+        low: usize,
+        plan: *const Rebinding,
+        count: usize,
+    ) -> u64;
+    #[cfg(target_os = "linux")]
+    fn cfi_stack_remap(source: *const Record, destination: *const Record, low: usize, granule: usize) -> usize;
     fn cfi_stack_seal(record: *mut Record, base: usize, top: usize, identity: u64, generation: u64);
     fn cfi_stack_reseal(record: *mut Record, generation: u64);
     fn cfi_stack_link();
@@ -205,6 +227,7 @@ pub(crate) unsafe fn rebind(
     plan: &[Rebinding],
     details: &[Detail],
     shadow: Option<&[u64]>,
+    words: Words,
 ) -> Verdict {
     if shadow.is_some_and(|shadow| shadow.len() < plan.len()) {
         return Verdict { reason: Reason::Word, slot: low };
@@ -214,12 +237,16 @@ pub(crate) unsafe fn rebind(
     #[cfg(target_arch = "aarch64")]
     let verdict = unsafe {
         let (details, described) = (details.as_ptr(), details.len());
-        cfi_stack_rebind(source, destination, low, plan.as_ptr(), plan.len(), shadow, details, described)
+        let rebind = match words {
+            Words::Source => cfi_stack_rebind,
+            Words::Destination => cfi_stack_rebind_in_place,
+        };
+        rebind(source, destination, low, plan.as_ptr(), plan.len(), shadow, details, described)
     };
-    // SAFETY: as above. Nothing is described where nothing is signed.
+    // SAFETY: as above. Nothing is described where nothing is signed, and the stub looks at the destination alone.
     #[cfg(not(target_arch = "aarch64"))]
     let verdict = unsafe {
-        let _ = details;
+        let _ = (details, words);
         cfi_stack_rebind(source, destination, low, plan.as_ptr(), plan.len(), shadow)
     };
     Verdict::of(verdict, low, plan)
@@ -230,9 +257,19 @@ pub(crate) unsafe fn rebind(
 /// # Safety
 /// See [`crate::signer::Signer::rebind_pointers`].
 #[cfg(target_arch = "aarch64")]
-pub(crate) unsafe fn rebind_pointers(source: &Record, destination: &Record, low: usize, plan: &[Rebinding]) -> Verdict {
+pub(crate) unsafe fn rebind_pointers(
+    source: &Record,
+    destination: &Record,
+    low: usize,
+    plan: &[Rebinding],
+    words: Words,
+) -> Verdict {
+    let rebind = match words {
+        Words::Source => cfi_stack_rebind_pointers,
+        Words::Destination => cfi_stack_rebind_pointers_in_place,
+    };
     // SAFETY: as in `rebind`.
-    let verdict = unsafe { cfi_stack_rebind_pointers(source, destination, low, plan.as_ptr(), plan.len()) };
+    let verdict = unsafe { rebind(source, destination, low, plan.as_ptr(), plan.len()) };
     Verdict::of(verdict, low, plan)
 }
 
@@ -241,8 +278,18 @@ pub(crate) unsafe fn rebind_pointers(source: &Record, destination: &Record, low:
 /// # Safety
 /// None.
 #[cfg(not(target_arch = "aarch64"))]
-pub(crate) unsafe fn rebind_pointers(_: &Record, _: &Record, low: usize, plan: &[Rebinding]) -> Verdict {
+pub(crate) unsafe fn rebind_pointers(_: &Record, _: &Record, low: usize, plan: &[Rebinding], _: Words) -> Verdict {
     Verdict { reason: if plan.is_empty() { Reason::Done } else { Reason::Bounds }, slot: low }
+}
+
+/// Moves the pages of a span from segment to segment; says whether it did. `granule` is a power of two, at least a page.
+///
+/// # Safety
+/// See [`crate::segment::remap::move_pages`].
+#[cfg(target_os = "linux")]
+pub(crate) unsafe fn remap(source: &Record, destination: &Record, low: usize, granule: usize) -> bool {
+    // SAFETY: the caller's.
+    unsafe { cfi_stack_remap(source, destination, low, granule) == 0 }
 }
 
 impl Verdict {

@@ -111,7 +111,7 @@ impl Lift<'_> {
         plan.make(&Hardware, Walk::new(&Hardware, table, bounds))?;
         // SAFETY: the plan was just made for `bounds`; both segments are owned by the stack; the youngest frame is grow's, which runs on the
         // native stack now.
-        let record = unsafe { relocate(&Hardware, plan, &bounds, next.record(), spare)? };
+        let record = unsafe { relocate(&Hardware, plan, &bounds, next.record(), spare, usize::MAX)? };
         tell(&part, next.record())?;
         links.lifted(current, cut.fp as usize, cut.bottom);
         Ok(Some(Lifted { record, bytes, made: !warm }))

@@ -7,6 +7,7 @@
 use crate::abi::{Detail, Rebinding, Record, form};
 use crate::error::{Error, Refusal};
 use crate::pac::{Binding, PointerSigning, RawPc, Tampered};
+use crate::segment::remap::advise_huge;
 use crate::signer::Signer;
 use crate::walk::{Caller, Frame, Owner, Walk};
 
@@ -27,6 +28,8 @@ pub struct Plan {
     /// Addresses outside the source of words that hold such pointers: what stubs keep of callee-saved registers.
     registers: Vec<usize>,
     low: usize,
+    /// Whether its span was moved by page tables.
+    pages_moved: bool,
 }
 
 /// A saved frame pointer that does not follow from the return addresses.
@@ -56,6 +59,7 @@ impl Plan {
         let source = walk.bounds().source.extent();
         self.low = walk.bounds().pieces.first().map_or(0, |piece| piece.youngest);
         let authenticates = signer.authenticates();
+        self.make_room(source.top.wrapping_sub(self.low), walk.bounds().smallest_frame);
         loop {
             let Plan { rebindings, pointers, .. } = self;
             walk.plain_frames(|owner, pc, caller, slots| {
@@ -125,8 +129,24 @@ impl Plan {
         Ok(())
     }
 
+    /// For a large span: room at once, in huge pages where there are such. What is not used is never touched. Without memory
+    /// the list grows as it goes.
+    fn make_room(&mut self, span: usize, smallest_frame: usize) {
+        const LARGE: usize = 2 << 20;
+        let most = span / smallest_frame.max(16);
+        if (LARGE..=1 << 40).contains(&span) && self.rebindings.capacity() < most {
+            // What it holds is of no use.
+            self.rebindings = Vec::new();
+            if self.rebindings.try_reserve_exact(most).is_ok() {
+                let room = self.rebindings.spare_capacity_mut();
+                advise_huge(room.as_mut_ptr().expose_provenance(), size_of_val(room));
+            }
+        }
+    }
+
     fn clear(&mut self) {
-        let Plan { rebindings, details, links, signed, pointers, registers, low } = self;
+        let Plan { rebindings, details, links, signed, pointers, registers, low, pages_moved } = self;
+        *pages_moved = false;
         rebindings.clear();
         details.clear();
         links.clear();
@@ -139,6 +159,29 @@ impl Plan {
     /// Gives the buffers back.
     pub(crate) fn release(&mut self) {
         *self = Plan::default();
+    }
+
+    /// Makes it the plan of the way back, from `delta` above `source` to there.
+    #[cfg(feature = "steps")]
+    pub(crate) fn turn_round(&mut self, source: crate::abi::Extent, delta: usize) {
+        let Plan { rebindings, details: _, links, signed, pointers, registers: _, low, .. } = self;
+        let inside = |address: usize| address >= source.base && address < source.top;
+        let moved = |address: usize| if inside(address) { address.wrapping_add(delta) } else { address };
+        for entry in rebindings {
+            *entry = Rebinding::new(entry.slot().wrapping_add(delta), entry.form(), entry.pc);
+        }
+        for link in links {
+            link.slot = if link.slot == 0 { 0 } else { link.slot.wrapping_add(delta) };
+            link.value = moved(link.value as usize) as u64;
+        }
+        for entry in signed {
+            let pointer = RawPc::new(moved(entry.pc.address()));
+            *entry = Rebinding::new(entry.slot().wrapping_add(delta), entry.form(), pointer);
+        }
+        for slot in pointers {
+            *slot = slot.wrapping_add(delta);
+        }
+        *low = low.wrapping_add(delta);
     }
 
     /// The return addresses, youngest first.
@@ -155,7 +198,7 @@ impl Plan {
     /// Every word of the plan, as an attacker finds them in memory.
     #[cfg(any(test, feature = "model"))]
     pub(crate) fn exposed(&mut self) -> Exposed<'_> {
-        let Plan { rebindings, details, links, signed, pointers, registers: _, low } = self;
+        let Plan { rebindings, details, links, signed, pointers, registers: _, low, .. } = self;
         Exposed { rebindings, details, links, signed, pointers, low }
     }
 
@@ -182,6 +225,17 @@ impl Plan {
     /// Words outside the source that hold such pointers.
     pub(crate) fn registers(&self) -> &[usize] {
         &self.registers
+    }
+
+    /// Notes how its span was moved.
+    pub(crate) fn note_pages_moved(&mut self, moved: bool) {
+        self.pages_moved = moved;
+    }
+
+    /// Whether its span was moved by page tables.
+    #[cfg(cfi_stack_native)]
+    pub(crate) fn pages_moved(&self) -> bool {
+        self.pages_moved
     }
 
     /// How many return addresses a move with this plan signs again: all, or none where nothing is signed.

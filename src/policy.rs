@@ -13,8 +13,18 @@ pub struct Policy {
     pub maximum: usize,
     /// How many times as large as the segment before each new one is: from 2 to 16.
     pub growth: usize,
+    /// The same for segments of `large` bytes and more: what is mapped and not used takes addresses, not memory, and what moves costs time.
+    /// From 2 to 16.
+    pub growth_large: usize,
+    /// See `growth_large`.
+    pub large: usize,
+    /// Spans from this size on move by page tables instead of being copied, where the system can (Linux 5.7).
+    pub move_pages: usize,
+    /// Segments from this size on that a stack has grown to use huge pages where the system has them on offer (Linux: `madvise` or `always`
+    /// in /sys/kernel/mm/transparent_hugepage/enabled): the first touch of 2 MiB brings all of it.
+    pub huge_pages: usize,
     /// A segment is too large when the frames on it take less than one part in so many: then `compact` moves them to a smaller one. More than
-    /// `growth`, so that a stack which has just grown is not too large at once.
+    /// `growth` and `growth_large`, so that a stack which has just grown is not too large at once.
     pub shrink_below: usize,
     /// Bytes that a stack keeps free when it shrinks, besides `reserve`, so that it need not grow again at its next call. Less than `maximum`.
     pub keep: usize,
@@ -49,7 +59,11 @@ impl Default for Policy {
             initial: page_size(),
             maximum: 64 << 20,
             growth: 2,
-            shrink_below: 4,
+            growth_large: 4,
+            large: 64 << 10,
+            move_pages: 64 << 10,
+            huge_pages: 4 << 20,
+            shrink_below: 8,
             keep: 1024,
             reserve: 1024,
             guard: page_size().max(64 << 10),
@@ -90,9 +104,10 @@ impl Policy {
             "`guard` is not a positive multiple of the page size up to 1 TiB",
         )?;
         rule((2..=LARGEST_FACTOR).contains(&self.growth), "`growth` is not a factor from 2 to 16")?;
+        rule((2..=LARGEST_FACTOR).contains(&self.growth_large), "`growth_large` is not a factor from 2 to 16")?;
         rule(
-            self.shrink_below > self.growth,
-            "`shrink_below` is not above `growth`: a stack would be too large as soon as it has grown",
+            self.shrink_below > self.growth.max(self.growth_large),
+            "`shrink_below` is not above `growth` and `growth_large`: a stack would be too large as soon as it has grown",
         )?;
         rule(self.keep < self.maximum, "`keep` is not below `maximum`")?;
         rule(self.reserve >= 64, "`reserve` is below 64 bytes, the stubs' own need")?;
@@ -120,9 +135,10 @@ impl Policy {
         if needed > self.maximum {
             return Err(Error::Overflow { needed, maximum: self.maximum });
         }
-        let mut size = present.saturating_mul(self.growth);
+        let factor = |size: usize| if size < self.large { self.growth } else { self.growth_large };
+        let mut size = present.saturating_mul(factor(present));
         while size < needed {
-            size = size.saturating_mul(self.growth);
+            size = size.saturating_mul(factor(size));
         }
         Ok(size.min(self.maximum))
     }
@@ -190,7 +206,7 @@ mod tests {
 
     #[test]
     fn growth_takes_the_embedders_factor() {
-        let policy = Policy { growth: 8, shrink_below: 9, ..Policy::default() };
+        let policy = Policy { growth: 8, growth_large: 8, shrink_below: 9, ..Policy::default() };
         assert_eq!(policy.validate(PAGE), Ok(()));
         assert_eq!(policy.next_size(4096, 5000), Ok(32768));
         assert_eq!(policy.next_size(4096, 32769), Ok(262_144));
@@ -211,9 +227,20 @@ mod tests {
             (2, 4, 64 << 20),
             (2, 4, usize::MAX),
         ] {
-            let policy = Policy { growth, shrink_below, keep, ..Policy::default() };
+            let policy = Policy { growth, growth_large: 2, shrink_below, keep, ..Policy::default() };
+            assert!(matches!(policy.validate(PAGE), Err(Error::Policy(_))), "{policy:?}");
+            let policy = Policy { growth: 2, growth_large: growth, shrink_below, keep, ..Policy::default() };
             assert!(matches!(policy.validate(PAGE), Err(Error::Policy(_))), "{policy:?}");
         }
+    }
+
+    #[test]
+    fn large_segments_grow_faster() {
+        let policy = Policy { large: 8192, maximum: 1 << 20, ..Policy::default() };
+        assert_eq!(policy.next_size(4096, 5000), Ok(8192));
+        assert_eq!(policy.next_size(8192, 9000), Ok(32 << 10));
+        assert_eq!(policy.next_size(4096, 9000), Ok(32 << 10));
+        assert_eq!(policy.next_size(512 << 10, 600 << 10), Ok(1 << 20));
     }
 
     #[test]
@@ -231,7 +258,7 @@ mod tests {
     #[test]
     fn what_has_just_grown_is_not_too_large() {
         for growth in 2..=16 {
-            let policy = Policy { growth, shrink_below: growth + 1, ..Policy::default() };
+            let policy = Policy { growth, growth_large: growth, shrink_below: growth + 1, ..Policy::default() };
             for used in [4096, 5000, 1 << 20] {
                 let size = policy.next_size(used, used + 1024).unwrap();
                 assert!(!policy.is_too_large(size, used), "{growth} {used}");

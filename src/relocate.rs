@@ -1,26 +1,29 @@
 //! The move itself: copy the span, put the frame pointers right, re-bind the return addresses.
 //!
-//! Nothing in the source is written. Until the caller makes the destination current, the stack is the one that it
-//! was; a failure at any step leaves it so.
+//! Until the caller makes the destination current, the stack is the one that it was; a failure at any step leaves it so. Nothing in the
+//! source is written, unless its pages were moved instead of copied: then a failure, which only a hook can bring about
+//! that late, moves everything back.
 
 use crate::abi::{Extent, Rebinding, Record};
 use crate::codemap::Register;
 use crate::error::Refusal;
 use crate::pac::Tampered;
 use crate::plan::Plan;
+use crate::segment::remap::move_pages;
 use crate::segment::{read_word, write_word};
-use crate::signer::Signer;
+use crate::signer::{Signer, Words};
 use crate::steps::{Step, StepInfo, step};
 use crate::walk::Bounds;
 
 /// Moves the planned span of `bounds` to the same distance from `destination`'s top.
 ///
 /// `spare` is the number of bytes that must stay free below the span in the destination. Returns the address that
-/// the youngest frame record has now.
+/// the youngest frame record has now. A span of `pages` bytes or more moves by page tables where the system can: such segments
+/// are two that `segment` has mapped.
 ///
 /// # Errors
 /// [`Refusal::Error`] when the destination does not fit, [`Refusal::Tampered`] when a word changed since the walk
-/// or does not authenticate. The source is untouched.
+/// or does not authenticate. With an error the source is as it was.
 ///
 /// # Safety
 /// `plan` was made for `bounds`, whose blocks of registers are mapped and loaded by their stubs afterwards; both segments are mapped, no other thread runs on or moves this stack, and the span is
@@ -31,6 +34,7 @@ pub unsafe fn relocate<S: Signer>(
     bounds: &Bounds<'_>,
     destination: &Record,
     spare: usize,
+    pages: usize,
 ) -> Result<usize, Refusal> {
     let &Bounds { source, shadow, complete, .. } = bounds;
     let low = plan.fits(source, destination, spare)?;
@@ -46,31 +50,125 @@ pub unsafe fn relocate<S: Signer>(
     }
     step(Step::Planned, StepInfo::new(low, source, Some(destination), plan))?;
 
-    // SAFETY: `fits` has shown that the two segments are disjoint and that the span fits in the destination, and that
-    // it lies in the source; the two extents were looked at once and hold the span.
-    unsafe {
-        std::ptr::copy_nonoverlapping(
-            std::ptr::with_exposed_provenance::<u8>(low),
-            std::ptr::with_exposed_provenance_mut::<u8>(low.wrapping_add(delta)),
-            bytes,
-        );
+    // SAFETY: the caller's: two segments of this stack, which does not run.
+    let words = match bytes >= pages && unsafe { move_pages(source, destination, low) } {
+        true => Words::Destination,
+        false => Words::Source,
+    };
+    if words == Words::Source {
+        // SAFETY: `fits` has shown that the two segments are disjoint and that the span fits in the destination, and that
+        // it lies in the source; the two extents were looked at once and hold the span.
+        unsafe { copy(low, low.wrapping_add(delta), bytes) };
     }
+    plan.note_pages_moved(words == Words::Destination);
+    let way = Way { from, to, delta, low, words };
+    let mut done = Step::Copied;
+    // SAFETY: the caller's; the span lies in the destination now.
+    let moved = unsafe { put_right(signer, plan, bounds, destination, &way, &mut done) };
+    #[cfg(feature = "steps")]
+    if words == Words::Destination && matches!(moved, Err(Refusal::Error(_))) {
+        // SAFETY: as above; the source is mapped, without what was moved.
+        unsafe { take_back(signer, plan, bounds, destination, &way, done)? };
+    }
+    moved?;
+    rebase_registers(plan, bounds, from, delta)?;
+    Ok(low.wrapping_add(delta))
+}
+
+/// From where to where, looked at once: the records can be rewritten meanwhile.
+struct Way {
+    from: Extent,
+    to: Extent,
+    delta: usize,
+    /// Lowest address of the span, in the source.
+    low: usize,
+    words: Words,
+}
+
+/// Makes the span in the destination what it must be there. `done` says how far that came.
+///
+/// # Safety
+/// As for [`relocate`]; the span lies at its new place, as it was.
+unsafe fn put_right<S: Signer>(
+    signer: &S,
+    plan: &mut Plan,
+    bounds: &Bounds<'_>,
+    destination: &Record,
+    way: &Way,
+    done: &mut Step,
+) -> Result<(), Refusal> {
+    let &Bounds { source, shadow, .. } = bounds;
+    let &Way { from, to, delta, low, words } = way;
     step(Step::Copied, StepInfo::new(low, source, Some(destination), plan))?;
 
     rebase(plan, from, to, delta)?;
+    *done = Step::Rebased;
     step(Step::Rebased, StepInfo::new(low, source, Some(destination), plan))?;
 
     // SAFETY: the caller's; the records are the stubs' own authority.
     unsafe {
-        signer.rebind(source, destination, low, plan.rebindings(), plan.details(), shadow)?;
+        signer.rebind(source, destination, low, plan.rebindings(), plan.details(), shadow, words)?;
         if !plan.signed().is_empty() {
-            signer.rebind_pointers(source, destination, low, plan.signed())?;
+            signer.rebind_pointers(source, destination, low, plan.signed(), words)?;
         }
     }
+    *done = Step::Rebound;
+    step(Step::Rebound, StepInfo::new(low.wrapping_add(delta), source, Some(destination), plan))?;
+    Ok(())
+}
+
+/// Moves a span back whose pages were moved, after the failure of the step that `done` names: as it came, by copying. The plan
+/// is the way back afterwards.
+///
+/// # Errors
+/// [`Refusal::Tampered`], as for [`relocate`].
+///
+/// # Safety
+/// As for [`relocate`].
+#[cfg(feature = "steps")]
+unsafe fn take_back<S: Signer>(
+    signer: &S,
+    plan: &mut Plan,
+    bounds: &Bounds<'_>,
+    destination: &Record,
+    way: &Way,
+    done: Step,
+) -> Result<(), Refusal> {
+    let &Bounds { source, shadow, .. } = bounds;
+    let &Way { from, to, delta, low, .. } = way;
     let moved = low.wrapping_add(delta);
-    step(Step::Rebound, StepInfo::new(moved, source, Some(destination), plan))?;
-    rebase_registers(plan, bounds, from, delta)?;
-    Ok(moved)
+    // SAFETY: the caller's; both extents hold the span.
+    unsafe { copy(moved, low, from.top.wrapping_sub(low)) };
+    if done == Step::Copied {
+        return Ok(());
+    }
+    plan.turn_round(from, delta);
+    rebase(plan, to, from, delta.wrapping_neg())?;
+    if done == Step::Rebound {
+        // SAFETY: the caller's; the records are the stubs' own authority.
+        unsafe {
+            signer.rebind(destination, source, moved, plan.rebindings(), plan.details(), shadow, Words::Destination)?;
+            if !plan.signed().is_empty() {
+                signer.rebind_pointers(destination, source, moved, plan.signed(), Words::Destination)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Copies a span.
+///
+/// # Safety
+/// Both ranges are mapped, the second is writable and nobody uses it; they are disjoint.
+unsafe fn copy(from: usize, to: usize, bytes: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            std::ptr::with_exposed_provenance::<u8>(from),
+            std::ptr::with_exposed_provenance_mut::<u8>(to),
+            bytes,
+        );
+    }
 }
 
 /// Puts saved frame pointers and slots that point into the stack right, in the destination.

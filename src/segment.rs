@@ -5,6 +5,8 @@
 //!  | guard, no access | usable, grows down from top          |
 //! ```
 
+pub(crate) mod remap;
+
 use crate::abi::Record;
 use crate::error::Error;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};

@@ -14,6 +14,26 @@ pub mod model;
 use crate::abi::{Detail, Rebinding, Record};
 use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing, Tampered};
 
+/// Where the words that are re-bound lie, all under the modifiers of their old places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Words {
+    /// In the source; the destination has a copy.
+    Source,
+    /// In the destination: their pages were moved there.
+    Destination,
+}
+
+impl Words {
+    /// Where the word is whose old place is `slot`.
+    #[cfg(any(test, feature = "model"))]
+    pub(crate) fn place(self, slot: usize, delta: usize) -> usize {
+        match self {
+            Words::Source => slot,
+            Words::Destination => slot.wrapping_add(delta),
+        }
+    }
+}
+
 /// The two verbs. Implemented by the CPU (`hardware`) and, under cargo feature `model`, by the software model.
 pub trait Signer {
     /// Whether a return address signed with `signing` is really checked here. A frame for which this says no,
@@ -43,7 +63,7 @@ pub trait Signer {
     /// As for [`Signer::authenticate`].
     fn authenticate_pointer(&self, word: SignedPointer, slot: usize, signing: PointerSigning) -> Result<u64, Tampered>;
 
-    /// Re-binds every planned return address from `source` to `destination`: authenticate at the old place,
+    /// Re-binds every planned return address from `source` to `destination`: authenticate for the old place,
     /// compare with the planned address, sign for the new place, store there.
     ///
     /// `low` is the lowest address of the span; `details` has one element for each described entry of the plan, in its
@@ -55,6 +75,7 @@ pub trait Signer {
     ///
     /// # Safety
     /// Both records describe mapped, writable segments of one stack, and nobody else moves frames of that stack.
+    #[allow(clippy::too_many_arguments, reason = "what a stub takes, in registers")]
     unsafe fn rebind(
         &self,
         source: &Record,
@@ -63,6 +84,7 @@ pub trait Signer {
         plan: &[Rebinding],
         details: &[Detail],
         shadow: Option<&[u64]>,
+        words: Words,
     ) -> Result<(), Tampered>;
 
     /// Re-binds every planned frame pointer: authenticate at the old place, compare with the planned one, add the distance
@@ -79,5 +101,6 @@ pub trait Signer {
         destination: &Record,
         low: usize,
         plan: &[Rebinding],
+        words: Words,
     ) -> Result<(), Tampered>;
 }

@@ -64,8 +64,10 @@ pub struct Stats {
     pub frames_moved: u64,
     /// Return addresses that were authenticated and signed again. 0 where nothing is signed.
     pub rebound: u64,
-    /// Bytes of stack copied.
+    /// Bytes of stack moved.
     pub bytes_moved: u64,
+    /// Moves by page tables: no byte was copied.
+    pub page_moves: u64,
     /// Largest data segment so far, in bytes.
     pub largest: u64,
     /// Times that the youngest frames alone were moved, to a further segment.

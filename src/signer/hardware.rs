@@ -1,6 +1,6 @@
 //! The signer of the CPU that this runs on.
 
-use super::Signer;
+use super::{Signer, Words};
 use crate::abi::{Detail, Rebinding, Record};
 use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing, Tampered};
 use crate::{arch, published};
@@ -42,9 +42,10 @@ impl Signer for Hardware {
         plan: &[Rebinding],
         details: &[Detail],
         shadow: Option<&[u64]>,
+        words: Words,
     ) -> Result<(), Tampered> {
         // SAFETY: the caller's.
-        let verdict = unsafe { arch::rebind(source, destination, low, plan, details, shadow) };
+        let verdict = unsafe { arch::rebind(source, destination, low, plan, details, shadow, words) };
         answer(verdict, "a return address is not the one planned with")
     }
 
@@ -54,9 +55,10 @@ impl Signer for Hardware {
         destination: &Record,
         low: usize,
         plan: &[Rebinding],
+        words: Words,
     ) -> Result<(), Tampered> {
         // SAFETY: the caller's.
-        let verdict = unsafe { arch::rebind_pointers(source, destination, low, plan) };
+        let verdict = unsafe { arch::rebind_pointers(source, destination, low, plan, words) };
         answer(verdict, "a frame pointer is not the one planned with")
     }
 }

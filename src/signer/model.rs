@@ -4,7 +4,7 @@
 //! it returns a failure instead of ending the process, so that properties can be tested; and it can sign, because
 //! somebody must play the compiled code that made the frames.
 
-use super::Signer;
+use super::{Signer, Words};
 use crate::abi::{Detail, Rebinding, Record, form};
 use crate::pac::{Binding, Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing, Tampered};
 use crate::segment::{read_word, write_word};
@@ -105,6 +105,7 @@ impl Signer for Model {
         plan: &[Rebinding],
         details: &[Detail],
         shadow: Option<&[u64]>,
+        words: Words,
     ) -> Result<(), Tampered> {
         let delta = destination.top.wrapping_sub(source.top);
         let mut details = details.iter();
@@ -120,8 +121,8 @@ impl Signer for Model {
             let (true, Some((signing, binding, beyond))) = (Self::bounded(source, destination, low, entry), how) else {
                 return Err(Tampered { evidence: "the plan names a place outside the span", slot });
             };
-            // SAFETY: the slot lies in the source segment, which the caller keeps mapped.
-            let word = SignedPc::from_word(unsafe { read_word(slot) });
+            // SAFETY: the slot lies in the source segment and its new place in the destination; the caller keeps both mapped.
+            let word = SignedPc::from_word(unsafe { read_word(words.place(slot, delta)) });
             let cfa = slot.wrapping_add(8 + beyond);
             let pc = self.authenticate(word, slot, signing, binding.modifier(cfa))?;
             if pc != entry.pc || shadow.is_some_and(|shadow| shadow.get(index) != Some(&(pc.address() as u64))) {
@@ -141,6 +142,7 @@ impl Signer for Model {
         destination: &Record,
         low: usize,
         plan: &[Rebinding],
+        words: Words,
     ) -> Result<(), Tampered> {
         let delta = destination.top.wrapping_sub(source.top);
         for entry in plan {
@@ -153,8 +155,8 @@ impl Signer for Model {
             let (true, Some(signing)) = (Self::bounded(source, destination, low, entry), signing) else {
                 return Err(Tampered { evidence: "the plan names a place outside the span", slot });
             };
-            // SAFETY: the slot lies in the source segment, which the caller keeps mapped.
-            let word = SignedPointer::from_word(unsafe { read_word(slot) });
+            // SAFETY: the slot lies in the source segment and its new place in the destination; the caller keeps both mapped.
+            let word = SignedPointer::from_word(unsafe { read_word(words.place(slot, delta)) });
             let mut pointer = self.authenticate_pointer(word, slot, signing)? as usize;
             if pointer != entry.pc.address() {
                 return Err(Tampered { evidence: "a frame pointer is not the one planned with", slot });

@@ -16,8 +16,8 @@ use crate::error::{Error, Refusal};
 use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing, Tampered};
 use crate::plan::Plan;
 use crate::relocate::relocate;
-use crate::signer::Signer;
 use crate::signer::model::Model;
+use crate::signer::{Signer, Words};
 use crate::walk::Walk;
 use std::cell::RefCell;
 
@@ -184,7 +184,7 @@ impl Specimen {
             written: RefCell::default(),
         };
         // SAFETY: the plan was made for the source; both rooms are owned by self and nothing runs in them.
-        let moved = unsafe { relocate(&attacked, &mut plan, &bounds, &self.destination.record, spare) };
+        let moved = unsafe { relocate(&attacked, &mut plan, &bounds, &self.destination.record, spare, usize::MAX) };
         let planned = self.image.clone();
         for (index, word) in attacked.written.into_inner() {
             self.image[index] = word;
@@ -402,6 +402,7 @@ impl Signer for Attacked<'_> {
         plan: &[Rebinding],
         details: &[Detail],
         shadow: Option<&[u64]>,
+        words: Words,
     ) -> Result<(), Tampered> {
         let mut image = self.image.to_vec();
         let mut plan = plan.to_vec();
@@ -423,7 +424,7 @@ impl Signer for Attacked<'_> {
             }
         }
         // SAFETY: the caller's.
-        unsafe { self.model.rebind(source, destination, low, &plan, &details, shadow.as_deref()) }
+        unsafe { self.model.rebind(source, destination, low, &plan, &details, shadow.as_deref(), words) }
     }
 
     unsafe fn rebind_pointers(
@@ -432,8 +433,9 @@ impl Signer for Attacked<'_> {
         destination: &Record,
         low: usize,
         plan: &[Rebinding],
+        words: Words,
     ) -> Result<(), Tampered> {
         // SAFETY: the caller's.
-        unsafe { self.model.rebind_pointers(source, destination, low, plan) }
+        unsafe { self.model.rebind_pointers(source, destination, low, plan, words) }
     }
 }

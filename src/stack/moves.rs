@@ -228,11 +228,14 @@ impl Inner {
         self.previous = None;
         let (identity, generation) = (self.control.identity, self.control.generation);
         let guard = self.policy.guard;
+        let span = youngest.map_or(0, |record| self.segment.record().top.wrapping_sub(record));
         let destination = match self.links.floor(&self.segment) {
-            None => Segment::map(size, guard, identity, generation)?,
+            None => Segment::map_for(span, size, &self.policy, identity, generation)?,
             Some(floor) => Segment::map_above(size, guard, identity, generation, floor)?,
         };
-        destination.populate(youngest.map_or(0, |record| self.segment.record().top.wrapping_sub(record)));
+        if span < self.policy.move_pages {
+            destination.populate(span);
+        }
         let present = self.segment.record().size();
         let mut at = destination.record().top;
         if let Some(record) = youngest {
@@ -281,6 +284,8 @@ impl Inner {
                 })?),
             };
         let redirect = step(Step::Mapped, StepInfo::new(record, source, Some(target), &mut self.plan))?;
+        // What a hook directs elsewhere need not be a segment of ours.
+        let pages = if redirect.is_none() { self.policy.move_pages } else { usize::MAX };
         // SAFETY: only a hook redirects, and it vouches for the record (cargo feature `steps`).
         let target = redirect.map_or(target, |record| unsafe { &*std::ptr::with_exposed_provenance(record) });
 
@@ -291,9 +296,10 @@ impl Inner {
         self.plan.make(&Hardware, Walk::new(&Hardware, table, bounds))?;
         drop(reading);
         // SAFETY: the plan was just made for `bounds`; both segments are owned by self; the youngest frame is a stub's, and native code runs now.
-        let moved = unsafe { relocate(&Hardware, &mut self.plan, &bounds, target, spare - 16)? };
+        let moved = unsafe { relocate(&Hardware, &mut self.plan, &bounds, target, spare - 16, pages)? };
         self.stats.frames_moved += self.plan.rebindings().len() as u64;
         self.stats.rebound += self.plan.rebound() as u64;
+        self.stats.page_moves += u64::from(self.plan.pages_moved());
         self.stats.bytes_moved += source.top.wrapping_sub(record) as u64;
         self.move_links(target)?;
         Ok(moved)

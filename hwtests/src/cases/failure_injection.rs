@@ -22,7 +22,9 @@ pub fn every_step(class: &Class) -> Report {
     tally.control("", &run(|| Scene::new(policy())?.recurse_right(managed::recurse_a(), DEPTH).map(|()| Code::C)));
     for step in STEPS {
         for growth in [1, 3] {
-            tally.attack(&format!("{step:?}, growth {growth}"), &run(|| fails_at(step, growth)), &[Code::E]);
+            tally.attack(&format!("{step:?}, growth {growth}"), &run(|| fails_at(step, growth, policy())), &[Code::E]);
+            let what = format!("{step:?}, growth {growth}, pages moved");
+            tally.attack(&what, &run(|| fails_at(step, growth, moving_pages())), &[Code::E]);
         }
     }
     tally.attack("every step in turn leaks nothing", &run(leaks_nothing), &[Code::E]);
@@ -39,8 +41,13 @@ pub fn every_step(class: &Class) -> Report {
     tally.report()
 }
 
-fn fails_at(step: Step, growth: usize) -> Verdict {
-    let mut scene = Scene::new(policy())?;
+/// Every span moves by page tables, where the kernel can.
+fn moving_pages() -> Policy {
+    Policy { move_pages: 0, ..policy() }
+}
+
+fn fails_at(step: Step, growth: usize, policy: Policy) -> Verdict {
+    let mut scene = Scene::new(policy)?;
     let mut begun = 0;
     at_every_step(move |now, info| {
         begun += usize::from(now == Step::Begin);
@@ -69,21 +76,23 @@ fn fails_at(step: Step, growth: usize) -> Verdict {
 
 fn leaks_nothing() -> Verdict {
     let mut scene = Scene::new(policy())?;
-    let round = |scene: &mut Scene, step: Step| -> Result<(), String> {
-        scene.stack = Stack::new(&scene.thread, policy()).map_err(|error| error.to_string())?;
+    let round = |scene: &mut Scene, number: usize| -> Result<(), String> {
+        let step = STEPS[number % STEPS.len()];
+        let policy = if number / STEPS.len() % 2 == 0 { policy() } else { moving_pages() };
+        scene.stack = Stack::new(&scene.thread, policy).map_err(|error| error.to_string())?;
         at_every_step(move |now, _| if now == step { Err(Error::Injected) } else { Ok(()) });
         let result = scene.recurse(managed::recurse_a(), DEPTH);
         stop();
         if result == Err(Error::Injected) { Ok(()) } else { Err(format!("{step:?}: {result:x?}")) }
     };
-    for step in STEPS {
-        round(&mut scene, step)?;
+    for number in 0..2 * STEPS.len() {
+        round(&mut scene, number)?;
     }
     let (before, _) = footprint();
     for number in 0..ROUNDS {
-        round(&mut scene, STEPS[number % STEPS.len()])?;
+        round(&mut scene, number)?;
     }
-    round(&mut scene, Step::Committed)?;
+    round(&mut scene, 2 * STEPS.len() - 1)?;
     let (after, _) = footprint();
     if before != after {
         return Err(format!("{before} mappings before, {after} after {ROUNDS} failures"));

@@ -52,10 +52,17 @@ fn keep_registers(seed: u64) -> Verdict {
 pub fn at_every_call(class: &Class) -> Report {
     let mut tally = Tally::new(class);
     for (function, key) in managed::recursions() {
-        for (what, always) in [("doubling", false), ("moving at every call", true)] {
+        let ways = [
+            ("doubling", false, false),
+            ("moving at every call", true, false),
+            ("doubling, pages moved", false, true),
+            ("moving at every call, pages moved", true, true),
+        ];
+        for (what, always, pages) in ways {
             for depth in [0, 1, 2, 5, 40, 100, 300] {
                 let end = run(|| {
-                    let mut scene = Scene::new(Policy { relocate_always: always, ..policy() })?;
+                    let move_pages = if pages { 0 } else { usize::MAX };
+                    let mut scene = Scene::new(Policy { relocate_always: always, move_pages, ..policy() })?;
                     for _ in 0..3 {
                         scene.recurse_right(function, depth)?;
                     }
@@ -63,6 +70,9 @@ pub fn at_every_call(class: &Class) -> Report {
                     let least = if always { depth as u64 * 3 } else { u64::from(depth > 100) };
                     if stats.growths < least {
                         return Err(format!("only {} growths", stats.growths));
+                    }
+                    if stats.page_moves != if pages { stats.growths } else { 0 } {
+                        return Err(format!("{} of {} moves were by page tables", stats.page_moves, stats.growths));
                     }
                     // Every frame moved is one return address re-bound, where anything signs.
                     if stats.rebound != if class.pac() { stats.frames_moved } else { 0 } {
