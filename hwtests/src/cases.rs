@@ -16,6 +16,7 @@ mod context_scene;
 mod context_sp;
 mod context_twice;
 mod destination;
+mod exhausted;
 mod failure_injection;
 mod frame_chain;
 mod frames_foreign;
@@ -177,6 +178,7 @@ pub const ATTACKS: &[Case] = &[
         title: "overflow on first touch, in the middle of a switch, by a frame larger than a page",
         run: overflow::all,
     },
+    Case { id: "A48", title: "addresses, mappings, memory run out for growable stacks", run: exhausted::all },
     Case {
         id: "A49",
         title: "plan entries and segment records are rewritten during a migration",

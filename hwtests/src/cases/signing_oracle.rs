@@ -114,9 +114,9 @@ pub fn many_guesses(class: &Class) -> Report {
     let failure = if class.pac() { class.stub_failure() } else { Code::K };
     let mut fitting = 0;
     for (index, (function, key)) in managed::recursions().into_iter().enumerate() {
-        tally.control(key, &run(|| guesses(function, None)));
+        tally.control(key, &run(|| guesses(function, None, class.pac())));
         for first in 0..if class.pac() && index == 0 { GUESSES } else { SOME } {
-            let end = run(|| guesses(function, Some(first)));
+            let end = run(|| guesses(function, Some(first), class.pac()));
             unwritten(&mut tally, key, &end);
             let fits = class.pac() && end.notes[0] == 1;
             fitting += u64::from(fits);
@@ -133,7 +133,7 @@ pub fn many_guesses(class: &Class) -> Report {
 }
 
 /// Has the stack move at every call; each time, the attacker tries the next value.
-fn guesses(function: Function, first: Option<u64>) -> Verdict {
+fn guesses(function: Function, first: Option<u64>, signs: bool) -> Verdict {
     /// Moves after which there are frames to choose from.
     const FRAMES: usize = 8;
     let mut scene = Scene::new(Policy { relocate_always: true, ..policy() })?;
@@ -150,8 +150,14 @@ fn guesses(function: Function, first: Option<u64>) -> Verdict {
             let chosen = crate::attack::zero_address() as u64 | (first + made) % GUESSES << LOWEST_BIT;
             let fits = cpu::sign(cpu::strip(chosen), victim.modifier(), function.signing) == chosen;
             page().notes[0].store(u64::from(fits), Relaxed);
-            watch_output(info, victim);
-            corrupt(victim.slot(), chosen);
+            if signs {
+                watch_output(info, victim);
+                corrupt(victim.slot(), chosen);
+            } else {
+                // Nothing is taken from the source once it is copied.
+                corrupt(victim.slot().wrapping_add(info.delta), chosen);
+                watch_output(info, victim);
+            }
             page().freeze_span(info.youngest, info.top);
         }
         Ok(())

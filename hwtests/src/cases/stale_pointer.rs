@@ -1,9 +1,9 @@
 //! A20: a pointer left into the segment that the stack moved from is used.
 //!
 //! The functions are registered without the slots in which they keep pointers into their own frames. Where the policy poisons, the use
-//! faults at that address; elsewhere it finds what lies there.
+//! faults at that address; elsewhere it finds what lies there by then.
 
-use crate::attack::{ONE_GROWTH, Scene, at_every_step, frames, policy, stop};
+use crate::attack::{ONE_GROWTH, Scene, at_every_step, frames, policy, stop, zero_address};
 use crate::child::{End, Verdict, leave_room_above_a_canary, page, run};
 use crate::class::Class;
 use crate::managed::{self, Function};
@@ -13,6 +13,7 @@ use crate::tally::Tally;
 use cfi_stack::codemap::Registration;
 use cfi_stack::steps::Step;
 use cfi_stack::{Exit, Policy};
+use std::cell::RefCell;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Where the child notes the address whose use must fault.
@@ -46,10 +47,8 @@ pub fn used(class: &Class) -> Report {
                 at_the_address(&mut tally, &what, &end, function, user);
             }
         }
-        for user in [User::Frame, User::Native] {
-            let what = format!("{user:?} without poison, {key}");
-            tally.attack(&what, &run(|| through_stale(function, policy(), user)), &[Code::R]);
-        }
+        let what = format!("Frame without poison, other memory there, {key}");
+        tally.attack(&what, &run(|| through_stale(function, policy(), User::Frame)), &[Code::R]);
     }
     tally.report()
 }
@@ -101,23 +100,46 @@ fn through_stale(function: Function, policy: Policy, user: User) -> Verdict {
                 }
             }
         }
-        if step == Step::Committed && begun == growth && (user == User::Native || !poisons) {
-            let stale = page().notes[STALE].load(Relaxed) as usize;
+        if step == Step::Begin && begun == growth && !poisons {
+            // SAFETY: the segment that the hook was shown.
+            let words = (info.base..info.top).step_by(8).map(|place| unsafe { peek(place) }).collect();
+            LEFT.set((info.base, words));
+        }
+        if step == Step::Committed && begun == growth && user == User::Native {
             // SAFETY: that is the attack: a word of the segment that was left.
-            unsafe {
-                let word = if poisons { 0 } else { peek(stale) };
-                poke(stale, word + MORE);
-            }
+            unsafe { poke(page().notes[STALE].load(Relaxed) as usize, MORE) };
         }
         Ok(())
     });
-    let result = scene.recurse(function, depth);
+    let callee =
+        if poisons { zero_address() } else { maps_again as extern "C" fn(usize, usize, usize) -> u64 as usize };
+    let result = scene.enter(function, depth, callee, 0);
     stop();
-    let right = managed::recursion_sum(depth as u64);
-    match (result, user) {
-        (Ok(Exit::Returned(sum)), User::Frame) if sum == right + MORE => Ok(Code::R),
-        // The store went to where the frame is not any more.
-        (Ok(Exit::Returned(sum)), User::Native) if sum == right => Ok(Code::R),
-        (other, _) => Err(format!("{other:x?}")),
+    match result {
+        Ok(Exit::Returned(sum)) if sum == managed::recursion_sum(depth as u64) + MORE => Ok(Code::R),
+        other => Err(format!("{other:x?}")),
     }
+}
+
+thread_local! {
+    /// The segment that is left: its base, and what lay in it.
+    static LEFT: RefCell<(usize, Vec<u64>)> = const { RefCell::new((0, Vec::new())) };
+}
+
+/// The native callee: other memory comes to lie where the old segment was, with one word changed.
+extern "C" fn maps_again(_: usize, _: usize, _: usize) -> u64 {
+    let (base, words) = LEFT.take();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let writable = libc::PROT_READ | libc::PROT_WRITE;
+    let place = std::ptr::with_exposed_provenance_mut(base);
+    // SAFETY: takes only what is free.
+    let made = unsafe { libc::mmap(place, words.len() * 8, writable, flags, -1, 0) };
+    assert!(made == place, "the old segment is still mapped");
+    for (index, word) in words.into_iter().enumerate() {
+        let at = base + index * 8;
+        let more = if at as u64 == page().notes[STALE].load(Relaxed) { MORE } else { 0 };
+        // SAFETY: within the mapping just made.
+        unsafe { poke(at, word + more) };
+    }
+    0
 }
