@@ -11,7 +11,7 @@ pub struct Totals {
     pub growths: u64,
     /// Moves to a smaller one.
     pub shrinks: u64,
-    /// Segments that were made for calls through `link`.
+    /// Segments that were made for calls through `link` and for lifted frames.
     pub links: u64,
     /// Times that frames were lifted to a linked segment.
     pub lifts: u64,
@@ -27,7 +27,6 @@ pub struct Totals {
 
 /// One of the plain counters.
 #[derive(Clone, Copy, Debug)]
-#[allow(dead_code)] // each belongs to one way to grow
 pub(crate) enum Count {
     Growths,
     Shrinks,

@@ -76,6 +76,7 @@ impl Inner {
         more(self.stats.growths, before.growths, Count::Growths);
         more(self.stats.shrinks, before.shrinks, Count::Shrinks);
         more(self.stats.segments, before.segments, Count::Links);
+        more(self.stats.lifts, before.lifts, Count::Lifts);
         more(self.stats.frames_moved, before.frames_moved, Count::Frames);
         more(self.stats.rebound, before.rebound, Count::Rebound);
         more(self.stats.bytes_moved, before.bytes_moved, Count::Bytes);
