@@ -35,6 +35,10 @@ class Managed(gdb.unwinder.Unwinder):
         unwound = pending.create_unwind_info(gdb.unwinder.FrameId(gdb.Value(record + 16), pc))
         for name, before, value in zip(names, (pc, sp, fp), (caller_pc & self.ADDRESS, record + 16, caller_fp)):
             unwound.add_saved_register(name, gdb.Value(value).cast(before.type))
+        # What is not said here is lost to all older frames: among it, where on arm64 addresses end and signatures begin.
+        for register in pending.architecture().registers():
+            if register.name.startswith("pauth_"):
+                unwound.add_saved_register(register.name, pending.read_register(register.name))
         return unwound
 
 
