@@ -56,6 +56,7 @@
 FUNC SYM(cfi_stack_enter)
         .cfi_startproc
         .cfi_signal_frame
+        NO_UNWIND
 #ifdef __APPLE__
         .cfi_b_key_frame
 #endif
@@ -192,6 +193,7 @@ END SYM(cfi_stack_leave)
 FUNC SYM(cfi_stack_exit)
         .cfi_startproc
         .cfi_signal_frame
+        NO_UNWIND
 #ifdef __APPLE__
         .cfi_b_key_frame
 #endif

@@ -216,3 +216,14 @@ LOCAL(linked\@):
         .endm
 
         HIDDEN  SYM(cfi_stack_published) /* Rust's: never another module's of the same name */
+
+        HIDDEN  SYM(cfi_stack_no_unwind) /* Rust's: ends the process */
+
+/* Behind .cfi_startproc: no unwinder passes this frame, backtraces do. */
+        .macro NO_UNWIND
+#ifdef __APPLE__
+        .cfi_personality 0x9b, SYM(cfi_stack_no_unwind) /* pc-relative, indirect, 4 bytes */
+#else
+        .cfi_personality 0x1b, SYM(cfi_stack_no_unwind) /* pc-relative, 4 bytes */
+#endif
+        .endm

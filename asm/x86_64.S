@@ -54,6 +54,7 @@
 FUNC cfi_stack_enter
         .cfi_startproc
         .cfi_signal_frame
+        NO_UNWIND
         ENTRY_PROLOGUE
         mov     %rdi, %r12
         mov     %rsi, %rax
@@ -180,6 +181,7 @@ END cfi_stack_leave
 FUNC cfi_stack_exit
         .cfi_startproc
         .cfi_signal_frame
+        NO_UNWIND
         endbr64
         push    %rbp
         .cfi_def_cfa_offset 16

@@ -128,3 +128,10 @@
         ud2
 .Llinked\@:
         .endm
+
+        .hidden cfi_stack_no_unwind     /* Rust's: ends the process */
+
+/* Behind .cfi_startproc: no unwinder passes this frame, backtraces do. */
+        .macro NO_UNWIND
+        .cfi_personality 0x1b, cfi_stack_no_unwind      /* pc-relative, 4 bytes */
+        .endm

@@ -86,7 +86,7 @@ pub struct Stubs {
     /// stack cannot grow: `enter` then returns the error.
     pub grow: RawPc,
     /// `exit(act, f: extern "C" fn(usize, usize, usize) -> u64, a0, a1, a2) -> u64`: calls native code on the thread's
-    /// own stacks. The platform's C convention. `f` must not unwind.
+    /// own stacks. The platform's C convention. `f` must not unwind: an unwinder that comes to this frame ends the process.
     pub exit: RawPc,
     /// `leave(act, code: u64) -> !`: pops both stacks to the entry frame; `enter` returns `Exit::Left(code)`.
     pub leave: RawPc,
