@@ -27,8 +27,7 @@ pub fn all(class: &Class) -> Report {
     let emulated = class.user_mode_emulator || class.pac() || class.shadow();
     let rounds = ROUNDS[usize::from(emulated)];
     tally.control("", &run(|| Scene::new(policy())?.recurse_right(managed::recurse_a(), DEPTH).map(|()| Code::C)));
-    let cases: [(&str, fn() -> Verdict); 2] =
-        [("RLIMIT_AS, page by page", each_mapping), ("mappings used up", no_more_mappings)];
+    let cases = [("RLIMIT_AS, page by page", each_mapping as fn() -> Verdict), ("mappings used up", no_more_mappings)];
     for (what, case) in cases {
         if class.user_mode_emulator {
             tally.say(format!("left out: {what}, because QEMU's user mode applies no limit to the program alone"));

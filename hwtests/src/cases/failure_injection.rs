@@ -78,7 +78,7 @@ fn leaks_nothing() -> Verdict {
     let mut scene = Scene::new(policy())?;
     let round = |scene: &mut Scene, number: usize| -> Result<(), String> {
         let step = STEPS[number % STEPS.len()];
-        let policy = if number / STEPS.len() % 2 == 0 { policy() } else { moving_pages() };
+        let policy = if (number / STEPS.len()).is_multiple_of(2) { policy() } else { moving_pages() };
         scene.stack = Stack::new(&scene.thread, policy).map_err(|error| error.to_string())?;
         at_every_step(move |now, _| if now == step { Err(Error::Injected) } else { Ok(()) });
         let result = scene.recurse(managed::recurse_a(), DEPTH);

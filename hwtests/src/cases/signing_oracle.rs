@@ -147,7 +147,7 @@ fn guesses(function: Function, first: Option<u64>, signs: bool) -> Verdict {
         if step == Step::Rebased && frames.len() > FRAMES {
             let made = page().notes[MADE].fetch_add(1, Relaxed);
             let victim = frames[FRAMES / 2];
-            let chosen = crate::attack::zero_address() as u64 | (first + made) % GUESSES << LOWEST_BIT;
+            let chosen = crate::attack::zero_address() as u64 | (((first + made) % GUESSES) << LOWEST_BIT);
             let fits = cpu::sign(cpu::strip(chosen), victim.modifier(), function.signing) == chosen;
             page().notes[0].store(u64::from(fits), Relaxed);
             if signs {

@@ -14,9 +14,12 @@ use cfi_stack::inspect::{self, Mark, Owner, Picture, State, Target, svg};
 use cfi_stack::{Error, Exit};
 use std::cell::{Cell, RefCell};
 
+/// What is done between two looks.
+type Act = fn(&Activation, usize);
+
 thread_local! {
     static PICTURES: RefCell<Vec<Result<Picture, Error>>> = const { RefCell::new(Vec::new()) };
-    static BETWEEN: RefCell<Option<fn(&Activation, usize)>> = const { RefCell::new(None) };
+    static BETWEEN: RefCell<Option<Act>> = const { RefCell::new(None) };
 }
 
 /// The native callee at a recursion's end: looks, does something, looks again. Returns 0.
@@ -153,7 +156,7 @@ fn elsewhere() -> Verdict {
 /// S41.
 pub fn garbage(class: &Class) -> Report {
     let mut tally = Tally::new(class);
-    let lies: [(&str, fn(usize) -> u64); 6] = [
+    let lies: [(&str, Lie); 6] = [
         ("itself", |record| record as u64),
         ("downwards", |record| record as u64 - 64),
         ("out of the segment", |_| 0x1000),
@@ -173,12 +176,15 @@ pub fn garbage(class: &Class) -> Report {
     tally.report()
 }
 
+/// From a record's address the word that is written there.
+type Lie = fn(usize) -> u64;
+
 thread_local! {
-    static LIE: Cell<(fn(usize) -> u64, usize)> = const { Cell::new((|_| 0, 0)) };
+    static LIE: Cell<(Lie, usize)> = const { Cell::new((|_| 0, 0)) };
 }
 
 /// Rewrites a word of a frame record in the middle, looks, and puts it back.
-fn rewritten(lie: fn(usize) -> u64, slot: usize) -> Verdict {
+fn rewritten(lie: Lie, slot: usize) -> Verdict {
     LIE.set((lie, slot));
     let mut scene = Scene::new(policy())?;
     let between = |activation: &Activation, frame: usize| {

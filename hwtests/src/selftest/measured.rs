@@ -143,7 +143,9 @@ fn sampled() -> Verdict {
 /// S43.
 pub fn around(class: &Class) -> Report {
     let mut tally = Tally::new(class);
-    let natives: [(&str, fn(&mut Scene) -> Verdict); 5] = [
+    /// Calls natives and looks at what was measured.
+    type Natives = fn(&mut Scene) -> Verdict;
+    let natives: [(&str, Natives); 5] = [
         ("a native callee exits to the thread's stack", exits),
         ("a native callee measures another", nests),
         ("a native callee calls managed code, which cannot grow", calls_back),
