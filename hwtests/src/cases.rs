@@ -44,6 +44,7 @@ mod signing_oracle;
 mod source_changed;
 mod stale_pointer;
 mod stepped;
+mod unwound;
 
 use crate::class::Class;
 use crate::outcome::Report;
@@ -173,6 +174,7 @@ pub const ATTACKS: &[Case] = &[
     },
     Case { id: "A44", title: "fork with suspended stacks, with the child's keys reset", run: process_forks::all },
     Case { id: "A45", title: "stacks whose thread has ended, on another thread", run: process_threads::all },
+    Case { id: "A46", title: "a panic, a forced unwind, pthread_cancel, longjmp across a stub", run: unwound::all },
     Case {
         id: "A47",
         title: "overflow on first touch, in the middle of a switch, by a frame larger than a page",
