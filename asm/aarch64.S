@@ -118,8 +118,7 @@ END SYM(cfi_stack_enter)
         str     x9, [x19, #OUTCOME]
         ldr     x11, [x19, #NATIVE_SP]
         VERIFY_NATIVE x11, x19, x9, x10
-        .cfi_negate_ra_state
-        TO_ENTRY_FRAME x11
+        TO_ENTRY_FRAME x11, 1
         .endm
 
 /*

@@ -205,9 +205,12 @@ LOCAL(linked\@):
         .cfi_escape 0x0f, 5, 0x8d, 0, 0x06, 0x23, 16
         .endm
 
-/* To the entry frame at \fp, which is verified: sp and x29, the CFI of its frame. */
-        .macro TO_ENTRY_FRAME fp
+/* To the entry frame at \fp, which is verified: sp and x29, the CFI of its frame. \signed: the frame that is left has not signed x30. */
+        .macro TO_ENTRY_FRAME fp, signed=0
         mov     x29, \fp
+        .if     \signed
+        .cfi_negate_ra_state
+        .endif
         .cfi_def_cfa x29, 176
         .cfi_offset x29, -176
         .cfi_offset x30, -168
