@@ -14,9 +14,10 @@
  *
  * Moves the pages from low, rounded down to the granule, to the source's top into the destination, to the same distance from its
  * top. The source stays mapped, without pages. Addresses come from the sealed records, once, and stay in registers: no other
- * range of memory is moved or replaced. Signs nothing.
+ * range of memory is moved or replaced. Where something is defended and records are not sealed, nothing is moved so. Signs nothing.
  *   in       x0 source, x1 destination, x2 lowest address of the span, x3 granule: a power of two, at least a page
- *   out      x0 0; else nothing was moved: the records are not of one stack, the range leaves a segment, or the kernel refused
+ *   out      x0 0; else nothing was moved: unsealed records beside PAC or GCS, records that are not of one stack, a range that leaves a
+ *            segment, or the kernel refused
  *   clobbers x0-x17, flags; a leaf: nothing on either stack
  *   traps    brk #0xc474 for a record whose seal does not hold
  */
@@ -24,7 +25,10 @@ FUNC SYM(cfi_stack_remap)
         .cfi_startproc
         hint    #34                     /* bti c */
         MODE    x15
-        LOAD_RECORD x0, x8, x9, x10, x11, x16, x17, x15
+        tbnz    x15, #MODE_PACGA_BIT, 2f
+        tbnz    x15, #MODE_PAC_BIT, 1f
+        tbnz    x15, #MODE_SHADOW_BIT, 1f
+2:      LOAD_RECORD x0, x8, x9, x10, x11, x16, x17, x15
         LOAD_RECORD x1, x12, x13, x14, x7, x16, x17, x15
         cmp     x10, x14                /* the same stack … */
         ccmp    x11, x7, #0, eq         /* … of the same generation */

@@ -1,5 +1,8 @@
 /* What the stubs of this ISA share: how a function begins and ends, and what the object says of itself. */
 
+/* The mode word's bit for shadow stacks, src/published.rs */
+#define MODE_SHADOW     4
+
         .macro FUNC name
         .globl  \name
         .hidden \name

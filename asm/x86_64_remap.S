@@ -7,6 +7,8 @@
 /* MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP */
 #define MOVE_PAGES      7
 
+        .hidden cfi_stack_published     /* Rust's */
+
         .text
 
 /*
@@ -14,15 +16,18 @@
  *
  * Moves the pages from low, rounded down to the granule, to the source's top into the destination, to the same distance from its
  * top. The source stays mapped, without pages. Addresses come from the records, once, and stay in registers. Records are not
- * sealed on this ISA.
+ * sealed on this ISA, and a rewritten one would put other pages in the place of read-only ones: with shadow stacks, where something
+ * is defended, nothing is moved so.
  *   in       rdi source, rsi destination, rdx lowest address of the span, rcx granule: a power of two, at least a page
- *   out      rax 0; else nothing was moved: the range leaves a segment, or the kernel refused
+ *   out      rax 0; else nothing was moved: there are shadow stacks, the range leaves a segment, or the kernel refused
  *   clobbers rcx rdx rsi rdi r8-r11, flags
  *   stack    a leaf: nothing on either
  */
 FUNC cfi_stack_remap
         .cfi_startproc
         endbr64
+        testb   $MODE_SHADOW, cfi_stack_published(%rip)
+        jnz     1f
         neg     %rcx
         and     %rcx, %rdx
         cmp     REC_BASE(%rdi), %rdx

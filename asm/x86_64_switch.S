@@ -49,7 +49,6 @@
 #define CTX_TOKEN       16
 #define GENERATION      24
 /* the published page, src/published.rs */
-#define MODE_SHADOW     4
 #define PUBLISHED_DIRECTORY 16
 #define PUBLISHED_CHUNKS    24
 /* struct Chunk, src/directory.rs */

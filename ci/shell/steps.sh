@@ -6,10 +6,10 @@ steps_of_class() {
     case $class in
         host) echo fmt clippy audit lib doc engine battery scale suite suite-relocate checklist bench debuggers asan fuzz ;;
         arm-fpac) echo clippy audit lib battery suite suite-relocate suite-key-b checklist debuggers ;;
-        arm-pac) echo lib battery suite suite-relocate suite-key-b checklist ;;
+        arm-pac) echo lib battery suite suite-relocate suite-key-b ;;
         macho-arm64e) echo assemble check ;;
         x86-cet | arm-vm-gcs) echo lib battery scale suite suite-relocate checklist ;;
-        arm-gcs) echo lib battery checklist ;;
+        arm-gcs) echo lib battery ;;
         *) echo lib battery $([ "$suite" = none ] || echo suite suite-relocate) ;;
     esac
 }

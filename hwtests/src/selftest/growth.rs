@@ -51,6 +51,8 @@ fn keep_registers(seed: u64) -> Verdict {
 /// S02.
 pub fn at_every_call(class: &Class) -> Report {
     let mut tally = Tally::new(class);
+    // Under a shadow stack the records that say which pages move would have to be sealed, and x86-64 has no seals.
+    let by_pages = !(class.shadow() && cfg!(target_arch = "x86_64"));
     for (function, key) in managed::recursions() {
         let ways = [
             ("doubling", false, false),
@@ -71,7 +73,7 @@ pub fn at_every_call(class: &Class) -> Report {
                     if stats.growths < least {
                         return Err(format!("only {} growths", stats.growths));
                     }
-                    if stats.page_moves != if pages { stats.growths } else { 0 } {
+                    if stats.page_moves != if pages && by_pages { stats.growths } else { 0 } {
                         return Err(format!("{} of {} moves were by page tables", stats.page_moves, stats.growths));
                     }
                     // Every frame moved is one return address re-bound, where anything signs.
