@@ -10,6 +10,7 @@ pub(crate) mod remap;
 use crate::abi::Record;
 use crate::error::Error;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use std::alloc::{Layout, alloc};
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
@@ -18,6 +19,25 @@ pub fn page_size() -> usize {
     // SAFETY: sysconf reads a constant of the system.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
+}
+
+/// A value on the heap, where `Box::new` would end the process when there is no memory.
+///
+/// # Errors
+/// [`Error::Memory`]; the value is dropped.
+pub(crate) fn boxed<T>(what: &'static str, value: T) -> Result<Box<T>, Error> {
+    const { assert!(size_of::<T>() != 0) };
+    let layout = Layout::new::<T>();
+    // SAFETY: the layout's size is not 0.
+    let place = unsafe { alloc(layout) }.cast::<T>();
+    if place.is_null() {
+        return Err(Error::Memory { what, bytes: layout.size(), errno: libc::ENOMEM });
+    }
+    // SAFETY: the memory is fresh and has the value's layout, and the global allocator gave it, as a box's.
+    unsafe {
+        place.write(value);
+        Ok(Box::from_raw(place))
+    }
 }
 
 /// An owned data segment. Dropping it unmaps it.
@@ -75,6 +95,7 @@ impl Segment {
         let failed = |errno: nix::Error| Error::Memory { what: "a data segment", bytes: size, errno: errno as i32 };
         let mapped = size.checked_add(guard).ok_or(failed(nix::Error::ENOMEM))?;
         let length = NonZeroUsize::new(mapped).ok_or(failed(nix::Error::EINVAL))?;
+        let record = boxed("a segment's record", Record::default())?;
         // SAFETY: an anonymous mapping at an address of the system's choice touches no existing memory.
         let mapping = unsafe {
             mmap_anonymous(near, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
@@ -82,7 +103,7 @@ impl Segment {
         .map_err(failed)?
         .cast::<u8>();
         let base = mapping.as_ptr().expose_provenance() + guard;
-        let mut segment = Segment { mapping, mapped, record: Box::default() };
+        let mut segment = Segment { mapping, mapped, record };
         // SAFETY: the range is the upper part of the mapping made above, which nobody else knows yet.
         unsafe {
             mprotect(mapping.add(guard).cast(), size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).map_err(failed)?;

@@ -22,7 +22,7 @@ use crate::pac::{RawPc, Tampered};
 use crate::plan::Plan;
 use crate::policy::Policy;
 use crate::published;
-use crate::segment::{Segment, page_size};
+use crate::segment::{Segment, boxed, page_size};
 use crate::shadow::ShadowStack;
 use crate::tamper;
 use crate::thread::{self, Thread};
@@ -181,7 +181,7 @@ impl Stack {
             outer: Vec::new(),
             moving: false,
         };
-        Ok(Stack { inner: NonNull::from(Box::leak(Box::new(inner))) })
+        Ok(Stack { inner: NonNull::from(Box::leak(boxed("a stack's own block", inner)?)) })
     }
 
     /// Runs `entry(args[0], .., args[3])` on this stack until it returns, leaves or suspends.

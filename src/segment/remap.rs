@@ -3,7 +3,7 @@
 //! A page that moves is neither faulted in nor copied. The source stays mapped, without pages, so that nobody else's mapping comes to
 //! lie there before the segment goes (`MREMAP_DONTUNMAP`, Linux 5.7); where the kernel cannot, the bytes are copied.
 
-use super::{Segment, page_size};
+use super::{Segment, boxed, page_size};
 use crate::abi::Record;
 use crate::error::Error;
 use crate::policy::Policy;
@@ -36,6 +36,7 @@ impl Segment {
         let failed = |errno: nix::Error| Error::Memory { what: "a data segment", bytes: size, errno: errno as i32 };
         let wanted = size.checked_add(guard).and_then(|bytes| bytes.checked_add(HUGE)).and_then(NonZeroUsize::new);
         let length = wanted.ok_or(failed(nix::Error::ENOMEM))?;
+        let record = boxed("a segment's record", Record::default())?;
         // SAFETY: an anonymous mapping at an address of the system's choice touches no existing memory.
         let mapping = unsafe {
             mmap_anonymous(None, length, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE)
@@ -45,7 +46,7 @@ impl Segment {
         // What lies above the top stays inaccessible, as the guard does.
         let top = (mapping.as_ptr().expose_provenance() + length.get()) & !(HUGE - 1);
         let base = top - size;
-        let mut segment = Segment { mapping, mapped: length.get(), record: Box::default() };
+        let mut segment = Segment { mapping, mapped: length.get(), record };
         // SAFETY: the range lies in the mapping made above, which nobody else knows yet: at least the guard and at most that and
         // `HUGE` bytes above its beginning.
         unsafe {
