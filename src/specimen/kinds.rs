@@ -33,6 +33,17 @@ fn migrate(design: &Design, attack: impl FnOnce(&Specimen) -> Vec<Tampering>) ->
     specimen.migrate(0, &tampering)
 }
 
+/// Whether `attempt` passes whatever the keys are. With one pair of keys a signature fits another place once in 128 times by chance.
+fn passes_with_any_key(design: &mut Design, attempt: impl Fn(&Design) -> bool) -> bool {
+    let keys = design.keys;
+    let passes = (0..8).all(|more| {
+        design.keys = keys.map(|keys| keys.map(|key| key + 16 * more));
+        attempt(design)
+    });
+    design.keys = keys;
+    passes
+}
+
 fn at(moment: Moment, write: Write) -> Vec<Tampering> {
     vec![Tampering { moment, write }]
 }
@@ -80,7 +91,10 @@ fn frames_with_modifier_zero_can_be_exchanged_unless_a_shadow_stack_is_on() {
     assert!(matches!(migrate(&design, replayed).refused(), Refusal::Tampered(_)));
     design.shadow = false;
     design.functions[0].layout.binding = Binding::Blended(3);
-    assert!(matches!(migrate(&design, replayed).refused(), Refusal::Tampered(_)), "bound to its CFA it cannot");
+    assert!(
+        !passes_with_any_key(&mut design, |design| migrate(design, replayed).moved.is_ok()),
+        "bound to its CFA it cannot"
+    );
 }
 
 /// What is not protected is named: where neither the frame pointer is signed nor a shadow stack counts the frames, that of an older frame
@@ -114,13 +128,14 @@ fn a_forged_frame_pointer_of_a_dynamic_frame_is_refused_unless_it_is_an_older_fr
             |specimen| specimen.source.record.top,
         ];
         for (number, forge) in forge.into_iter().enumerate() {
-            let outcome = migrate(&design, |specimen| {
+            let forged = |specimen: &Specimen| {
                 let frame = &specimen.frames()[2];
                 let word = Write::Word(specimen.word_at(frame.record), frame.saved_fp ^ forge(specimen) as u64);
                 at(Moment::Begun, word)
-            });
+            };
             let older = number == 3 && !shadow && frame_pointer == PointerSigning::None;
-            assert_eq!(outcome.walked.is_ok(), older, "forgery {number}");
+            let passes = passes_with_any_key(&mut design, |design| migrate(design, forged).walked.is_ok());
+            assert_eq!(passes, older, "forgery {number}");
         }
     }
 }
