@@ -3,7 +3,9 @@
 //! A page that moves is neither faulted in nor copied. The source stays mapped, without pages, so that nobody else's mapping comes to
 //! lie there before the segment goes (`MREMAP_DONTUNMAP`, Linux 5.7); where the kernel cannot, the bytes are copied.
 
-use super::{Segment, boxed, page_size};
+#[cfg(target_os = "linux")]
+use super::page_size;
+use super::{Segment, boxed};
 use crate::abi::Record;
 use crate::error::Error;
 use crate::policy::Policy;
