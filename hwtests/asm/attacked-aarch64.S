@@ -2,19 +2,7 @@
  * Hand-made managed functions for arm64 that the frame attacks need. All call managed_recurse_a or _b (managed-aarch64.S) and
  * pass it their own arguments: act x0, n x1, f x2, context x3.
  */
-        .arch   armv8.5-a
-
-        .macro FUNC name
-        .globl  \name
-        .type   \name, %function
-        .balign 16
-\name:
-        .endm
-        .macro END name
-        .globl  \name\()_end
-\name\()_end:
-        .size   \name, . - \name
-        .endm
+#include "functions-aarch64.h"
 
         .macro FRAME bytes
         stp     x29, x30, [sp, #-16]!

@@ -2,17 +2,7 @@
  * Hand-made managed functions for x86-64 that the frame attacks need. Both call managed_recurse_a (managed-x86_64.S) and pass it
  * their own arguments: act rdi, n rsi, f rdx, context rcx.
  */
-        .macro FUNC name
-        .globl  \name
-        .type   \name, @function
-        .balign 16
-\name:
-        .endm
-        .macro END name
-        .globl  \name\()_end
-\name\()_end:
-        .size   \name, . - \name
-        .endm
+#include "functions-x86_64.h"
 
         .macro FRAME bytes
         endbr64

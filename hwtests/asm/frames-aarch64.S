@@ -2,19 +2,11 @@
  * Hand-made managed functions whose frames are not plain, for arm64: as in frames-x86_64.S, f(act x0, n x1, table x2), and
  * with keys, modifiers and frame pointers as code generators sign them. Layouts: src/frames.rs.
  */
-        .arch   armv8.5-a
+#include "functions-aarch64.h"
 
-        .macro FUNC name
-        .globl  \name
-        .type   \name, %function
-        .balign 16
-\name:
+        .macro PADDED name
+        FUNC    \name
         bti     c
-        .endm
-        .macro END name
-        .globl  \name\()_end
-\name\()_end:
-        .size   \name, . - \name
         .endm
         .macro SITE name
         .globl  \name
@@ -63,7 +55,7 @@ SITE \site
         .text
 
 /* A plain frame, key A. frame_bytes 32; slot -24. */
-FUNC frames_plain
+PADDED frames_plain
         paciasp
         stp     x29, x30, [sp, #-16]!
         mov     x29, sp
@@ -81,7 +73,7 @@ FUNC frames_plain
 END frames_plain
 
 /* The record in the middle, the pointer in x19. frame_bytes 32, cfa_bytes 32; saves x19 at 24. */
-FUNC frames_register
+PADDED frames_register
         paciasp
         sub     sp, sp, #64
         stp     x29, x30, [sp, #32]
@@ -99,7 +91,7 @@ FUNC frames_register
 END frames_register
 
 /* Pushes around its call, key B. frame_bytes 48, 64 at the call; saves x19 at -8; slot -64. */
-FUNC frames_pushes
+PADDED frames_pushes
         pacibsp
         stp     x29, x30, [sp, #-16]!
         mov     x29, sp
@@ -120,7 +112,7 @@ FUNC frames_pushes
 END frames_pushes
 
 /* Passes 16 bytes of arguments to a function that owns them; signs with modifier zero. frame_bytes 32. */
-FUNC frames_arguments
+PADDED frames_arguments
         paciaz
         stp     x29, x30, [sp, #-16]!
         mov     x29, sp
@@ -137,7 +129,7 @@ SITE frames_arguments_site
 END frames_arguments
 
 /* incoming 16, frame_bytes 32; slot 24: the pointer that it was passed. Goes on by a tail call with 32 bytes of arguments. */
-FUNC frames_owner
+PADDED frames_owner
         paciasp
         stp     x29, x30, [sp, #-16]!
         mov     x29, sp
@@ -151,7 +143,7 @@ FUNC frames_owner
 END frames_owner
 
 /* incoming 32, frame_bytes 32; slot 40. Its modifier is the CFA blended with 0xabcd. */
-FUNC frames_popper
+PADDED frames_popper
         mov     x16, sp
         movk    x16, #0xabcd, lsl #48
         mov     x17, x30
@@ -175,7 +167,7 @@ FUNC frames_popper
 END frames_popper
 
 /* Of dynamic size: 48 bytes and up to 112 more. Slot -24. */
-FUNC frames_dynamic
+PADDED frames_dynamic
         paciasp
         stp     x29, x30, [sp, #-16]!
         mov     x29, sp
@@ -196,7 +188,7 @@ END frames_dynamic
 
 /* Signs the frame pointer that it saves, by a data key. Not for CPUs without PAC. frame_bytes 32; slot -24. */
         .macro SIGNED_FP name, key
-FUNC \name
+PADDED \name
         paciasp
         sub     x16, sp, #16
         mov     x17, x29

@@ -4,17 +4,11 @@
  * All are f(act rdi, n rsi, table rdx): they check the limit, put 8 n + 3 into a local, keep a pointer to it across
  * the call of table[n - 1] (none when n is 0), and add what it leads to to that call's result. Layouts: src/frames.rs.
  */
-        .macro FUNC name
-        .globl  \name
-        .type   \name, @function
-        .balign 16
-\name:
+#include "functions-x86_64.h"
+
+        .macro PADDED name
+        FUNC    \name
         endbr64
-        .endm
-        .macro END name
-        .globl  \name\()_end
-\name\()_end:
-        .size   \name, . - \name
         .endm
         .macro SITE name
         .globl  \name
@@ -54,7 +48,7 @@ SITE \site
         .text
 
 /* A plain frame that keeps the pointer in a slot. frame_bytes 32; slot -24. */
-FUNC frames_plain
+PADDED frames_plain
         push    %rbp
         mov     %rsp, %rbp
         sub     $32, %rsp
@@ -69,7 +63,7 @@ FUNC frames_plain
 END frames_plain
 
 /* The record away from the return address, the pointer in rbx. frame_bytes 40, cfa_bytes 24; saves rbx at 8. */
-FUNC frames_register
+PADDED frames_register
         push    %rbx
         push    %rbp
         mov     %rsp, %rbp
@@ -85,7 +79,7 @@ FUNC frames_register
 END frames_register
 
 /* Pushes around its call. frame_bytes 48, 64 at the call; saves rbx at -8; slot -56. */
-FUNC frames_pushes
+PADDED frames_pushes
         push    %rbp
         mov     %rsp, %rbp
         push    %rbx
@@ -108,7 +102,7 @@ END frames_pushes
  * Passes 16 bytes of arguments, a pointer to its local among them, to a function that owns them, which passes them on by a tail call with
  * 32 bytes to one that calls and pops. frame_bytes 32.
  */
-FUNC frames_arguments
+PADDED frames_arguments
         push    %rbp
         mov     %rsp, %rbp
         sub     $32, %rsp
@@ -122,7 +116,7 @@ SITE frames_arguments_site
 END frames_arguments
 
 /* incoming 16, frame_bytes 32; slot 24: the pointer that it was passed. */
-FUNC frames_owner
+PADDED frames_owner
         push    %rbp
         mov     %rsp, %rbp
         sub     $32, %rsp
@@ -135,7 +129,7 @@ FUNC frames_owner
 END frames_owner
 
 /* incoming 32, frame_bytes 32; slot 40. */
-FUNC frames_popper
+PADDED frames_popper
         push    %rbp
         mov     %rsp, %rbp
         sub     $32, %rsp
@@ -148,7 +142,7 @@ FUNC frames_popper
 END frames_popper
 
 /* Of dynamic size: 48 bytes and up to 112 more. Slot -24. */
-FUNC frames_dynamic
+PADDED frames_dynamic
         push    %rbp
         mov     %rsp, %rbp
         sub     $48, %rsp

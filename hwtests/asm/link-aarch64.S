@@ -1,51 +1,5 @@
 /* Hand-made managed functions for arm64 that are called, and call, across segments: as in link-x86_64.S. */
-        .arch   armv8.5-a
-
-        .macro FUNC name
-        .globl  \name
-        .type   \name, %function
-        .balign 16
-\name:
-        .endm
-        .macro END name
-        .globl  \name\()_end
-\name\()_end:
-        .size   \name, . - \name
-        .endm
-
-        .macro PROLOGUE bytes
-        .cfi_startproc
-        paciasp
-        .cfi_negate_ra_state
-        stp     x29, x30, [sp, #-16]!
-        .cfi_def_cfa_offset 16
-        .cfi_offset x29, -16
-        .cfi_offset x30, -8
-        mov     x29, sp
-        .cfi_def_cfa x29, 16
-        .if \bytes
-        sub     sp, sp, #\bytes
-        .endif
-        .endm
-
-        .macro EPILOGUE
-        mov     sp, x29
-        ldp     x29, x30, [sp], #16
-        .cfi_remember_state
-        .cfi_def_cfa sp, 0
-        .cfi_restore x29
-        .cfi_restore x30
-        autiasp
-        .cfi_negate_ra_state
-        ret
-        .cfi_restore_state
-        .endm
-
-        .macro WORD reg, name, offset
-        adrp    \reg, \name
-        add     \reg, \reg, #:lo12:\name
-        ldr     \reg, [\reg, #\offset]
-        .endm
+#include "functions-aarch64.h"
 
         .bss
         .balign 8
@@ -56,12 +10,12 @@ link_test:
 
 /* frame_bytes = 0 */
 FUNC link_thunk
-        PROLOGUE 0
+        PROLOGUE a, 0
         WORD    x30, link_test, 16
         WORD    x16, link_test, 0
         WORD    x17, link_test, 8
         blr     x30
-        EPILOGUE
+        EPILOGUE a
         .cfi_endproc
 END link_thunk
 
@@ -81,7 +35,7 @@ END link_thunk
 
 /* u64 link_caller(act, pad, argument bytes, result bytes); frame_bytes is dynamic */
 FUNC link_caller
-        PROLOGUE 96
+        PROLOGUE a, 96
         stp     x2, x3, [x29, #-16]
         stp     d8, d9, [x29, #-32]
         stp     d10, d11, [x29, #-48]
@@ -124,12 +78,12 @@ FUNC link_caller
         ldp     d12, d13, [x29, #-64]
         ldp     d14, d15, [x29, #-80]
         mov     x0, #0
-        EPILOGUE
+        EPILOGUE a
         .cfi_endproc
 END link_caller
 
 FUNC link_callee
-        PROLOGUE 0
+        PROLOGUE a, 0
         WORD    x16, link_test, 24
         add     x16, x16, #1024
         VECTORS str, x16
@@ -156,13 +110,13 @@ FUNC link_callee
         VECTORS ldr, x16
         GENERAL ldp, x16
         ldp     x12, x13, [x16, #112]
-        EPILOGUE
+        EPILOGUE a
         .cfi_endproc
 END link_callee
 
 /* frame_bytes = 64; slots at link_recurse_site and _exit_site: fp-24 */
 FUNC link_recurse
-        PROLOGUE 64
+        PROLOGUE a, 64
         ldr     x9, [x0]
         mov     x10, sp
         cmp     x10, x9
@@ -196,7 +150,7 @@ link_recurse_exit_site:
 3:      ldr     x9, [x29, #-24]
         ldr     x9, [x9]
         add     x0, x0, x9
-        EPILOGUE
+        EPILOGUE a
         .cfi_endproc
 END link_recurse
 
@@ -217,7 +171,7 @@ END link_recurse
 
 /* frame_bytes = 64; slots at lift_recurse_site and _exit_site: fp-24 */
 FUNC lift_recurse
-        PROLOGUE 64
+        PROLOGUE a, 64
         CHECK
         sub     x9, x29, #32
         str     x9, [x29, #-24]
@@ -242,13 +196,13 @@ lift_recurse_exit_site:
 3:      ldr     x9, [x29, #-24]
         ldr     x9, [x9]
         add     x0, x0, x9
-        EPILOGUE
+        EPILOGUE a
         .cfi_endproc
 END lift_recurse
 
 /* frame_bytes = 48 */
 FUNC lift_dive
-        PROLOGUE 48
+        PROLOGUE a, 48
         CHECK
         mov     x2, #0
         cbz     x1, 2f
@@ -257,13 +211,13 @@ FUNC lift_dive
         sub     sp, x29, #48
         add     x2, x0, #1
 2:      mov     x0, x2
-        EPILOGUE
+        EPILOGUE a
         .cfi_endproc
 END lift_dive
 
 /* frame_bytes = 80 */
 FUNC lift_wave
-        PROLOGUE 80
+        PROLOGUE a, 80
         CHECK
         stp     x0, x3, [x29, #-16]
         stp     x2, xzr, [x29, #-32]
@@ -271,7 +225,7 @@ FUNC lift_wave
         sub     x1, x1, #1
         bl      lift_wave
         sub     sp, x29, #80
-        EPILOGUE
+        EPILOGUE a
 2:      ldp     x0, x1, [x29, #-16]
         bl      lift_dive
         sub     sp, x29, #80
@@ -281,13 +235,13 @@ FUNC lift_wave
         stp     x2, x9, [x29, #-32]
         b.ne    2b
         mov     x0, x9
-        EPILOGUE
+        EPILOGUE a
         .cfi_endproc
 END lift_wave
 
 /* frame_bytes = 32 */
 FUNC link_loop
-        PROLOGUE 32
+        PROLOGUE a, 32
         stp     x0, x1, [x29, #-16]
         stp     x2, xzr, [x29, #-32]
 1:      ldp     x0, x1, [x29, #-16]
@@ -301,7 +255,7 @@ FUNC link_loop
         str     x9, [x29, #-8]
         b.ne    1b
         ldr     x0, [x29, #-24]
-        EPILOGUE
+        EPILOGUE a
         .cfi_endproc
 END link_loop
 
@@ -322,14 +276,14 @@ END link_edge
 
 /* frame_bytes = 48 */
 FUNC link_climb
-        PROLOGUE 48
+        PROLOGUE a, 48
         mov     x9, #0
         cbz     x1, 1f
         sub     x1, x1, #1
         bl      link_edge
         add     x9, x0, #1
 1:      mov     x0, x9
-        EPILOGUE
+        EPILOGUE a
         .cfi_endproc
 END link_climb
 

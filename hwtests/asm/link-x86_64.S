@@ -1,31 +1,5 @@
 /* Hand-made managed functions for x86-64 that are called, and call, across segments. They follow the rules of cfi_stack::engine. */
-        .macro FUNC name
-        .globl  \name
-        .type   \name, @function
-        .balign 16
-\name:
-        .endm
-        .macro END name
-        .globl  \name\()_end
-\name\()_end:
-        .size   \name, . - \name
-        .endm
-        .macro PROLOGUE
-        .cfi_startproc
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
-        .endm
-        .macro EPILOGUE
-        leave
-        .cfi_remember_state
-        .cfi_def_cfa %rsp, 8
-        ret
-        .cfi_restore_state
-        .endm
+#include "functions-x86_64.h"
 
         .bss
         .balign 8

@@ -1,48 +1,7 @@
 /*
  * Hand-made managed functions for arm64: as in managed-x86_64.S; here with signed return addresses, keys A and B.
  */
-        .arch   armv8.5-a
-
-        .macro FUNC name
-        .globl  \name
-        .type   \name, %function
-        .balign 16
-\name:
-        .endm
-        .macro END name
-        .globl  \name\()_end
-\name\()_end:
-        .size   \name, . - \name
-        .endm
-
-        .macro PROLOGUE key, bytes
-        .cfi_startproc
-        .ifc \key, b
-        .cfi_b_key_frame
-        .endif
-        paci\key\()sp
-        .cfi_negate_ra_state
-        stp     x29, x30, [sp, #-16]!
-        .cfi_def_cfa_offset 16
-        .cfi_offset x29, -16
-        .cfi_offset x30, -8
-        mov     x29, sp
-        .cfi_def_cfa x29, 16
-        sub     sp, sp, #\bytes
-        .endm
-
-        .macro EPILOGUE key
-        mov     sp, x29
-        ldp     x29, x30, [sp], #16
-        .cfi_remember_state
-        .cfi_def_cfa sp, 0
-        .cfi_restore x29
-        .cfi_restore x30
-        auti\key\()sp
-        .cfi_negate_ra_state
-        ret
-        .cfi_restore_state
-        .endm
+#include "functions-aarch64.h"
 
         .macro CHECK bytes
         ldr     x9, [x0]
@@ -60,9 +19,7 @@
         .endm
 
         .macro STUB reg, offset
-        adrp    \reg, managed_stubs
-        add     \reg, \reg, #:lo12:managed_stubs
-        ldr     \reg, [\reg, #\offset]
+        WORD    \reg, managed_stubs, \offset
         .endm
 
         .bss

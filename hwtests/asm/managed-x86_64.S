@@ -2,17 +2,7 @@
  * Hand-made managed functions for x86-64: what an engine's code generator would emit, one idea each.
  * All follow the rules of cfi_stack::engine: frame record at rbp, rsp constant at every call, limit checked.
  */
-        .macro FUNC name
-        .globl  \name
-        .type   \name, @function
-        .balign 16
-\name:
-        .endm
-        .macro END name
-        .globl  \name\()_end
-\name\()_end:
-        .size   \name, . - \name
-        .endm
+#include "functions-x86_64.h"
 
         .bss
         .balign 8
@@ -27,13 +17,7 @@ managed_stubs:
  * Slots that hold pointers into the stack at managed_recurse_a_site and _exit_site: rbp-24.
  */
 FUNC managed_recurse_a
-        .cfi_startproc
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        PROLOGUE
         sub     $48, %rsp
         cmp     (%rdi), %rsp
         jb      3f
@@ -49,11 +33,7 @@ FUNC managed_recurse_a
 managed_recurse_a_site:
         mov     -24(%rbp), %r10
         add     (%r10), %rax
-        leave
-        .cfi_remember_state
-        .cfi_def_cfa %rsp, 8
-        ret
-        .cfi_restore_state
+        EPILOGUE
 2:      mov     %rdx, %rsi
         mov     %rcx, %rdx
         mov     %rbp, %rcx
@@ -63,11 +43,7 @@ managed_recurse_a_site:
 managed_recurse_a_exit_site:
         mov     -24(%rbp), %r10
         add     (%r10), %rax
-        leave
-        .cfi_remember_state
-        .cfi_def_cfa %rsp, 8
-        ret
-        .cfi_restore_state
+        EPILOGUE
 3:      mov     %rsi, -8(%rbp)
         xor     %esi, %esi
         call    *managed_stubs(%rip)
@@ -81,13 +57,7 @@ END managed_recurse_a
  * any check, as native code on a managed segment would. frame_bytes = 12288.
  */
 FUNC managed_big_frame
-        .cfi_startproc
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        PROLOGUE
         sub     $12288, %rsp
         movq    $1, (%rsp)
         xor     %eax, %eax
@@ -103,13 +73,7 @@ END managed_big_frame
  * word 16. Returns 0. frame_bytes = 64.
  */
 FUNC managed_registers
-        .cfi_startproc
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        PROLOGUE
         sub     $64, %rsp
         mov     %rbx, (%rsp)
         mov     %r12, 8(%rsp)
@@ -172,13 +136,7 @@ END managed_registers
  * managed_leave(act, n, code, context): n calls deep, then leave(act, code). frame_bytes = 16.
  */
 FUNC managed_leave
-        .cfi_startproc
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        PROLOGUE
         sub     $16, %rsp
         cmp     (%rdi), %rsp
         jb      3f
@@ -199,13 +157,7 @@ END managed_leave
 
 /* managed_spin(act, n, word, unused): loops until *word is not 0, then returns n + 1. frame_bytes = 16. */
 FUNC managed_spin
-        .cfi_startproc
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        PROLOGUE
         sub     $16, %rsp
 1:      pause
         cmpq    $0, (%rdx)
@@ -222,13 +174,7 @@ END managed_spin
  * instruction. Returns what it loaded. frame_bytes = 16.
  */
 FUNC managed_fault
-        .cfi_startproc
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        PROLOGUE
         sub     $16, %rsp
         cmp     (%rdi), %rsp
         jb      3f
@@ -259,13 +205,7 @@ END managed_fault
  * limit word less the reserve, and calls target(act, 0). frame_bytes = 16, of no interest: target must not return.
  */
 FUNC managed_edge
-        .cfi_startproc
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        PROLOGUE
         mov     (%rdi), %rax
         sub     %rcx, %rax
         add     %rsi, %rax
@@ -281,13 +221,7 @@ END managed_edge
  * Returns *word. frame_bytes = 16: it calls nothing.
  */
 FUNC managed_edge_spin
-        .cfi_startproc
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        PROLOGUE
         mov     (%rdi), %rax
         sub     %rcx, %rax
         add     %rsi, %rax

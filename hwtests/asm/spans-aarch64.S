@@ -1,19 +1,7 @@
 /*
  * Hand-made managed functions for arm64: as in spans-x86_64.S; spans_small signs with key A, spans_large with key B.
  */
-        .arch   armv8.5-a
-
-        .macro FUNC name
-        .globl  \name
-        .type   \name, %function
-        .balign 16
-\name:
-        .endm
-        .macro END name
-        .globl  \name\()_end
-\name\()_end:
-        .size   \name, . - \name
-        .endm
+#include "functions-aarch64.h"
 
         .bss
         .balign 8
@@ -23,9 +11,7 @@ spans_stubs:
         .text
 
         .macro STUB reg, offset
-        adrp    \reg, spans_stubs
-        add     \reg, \reg, #:lo12:spans_stubs
-        ldr     \reg, [\reg, #\offset]
+        WORD    \reg, spans_stubs, \offset
         .endm
 
 /* acc = acc * 31 + x0, through the pointer to it. */
@@ -43,19 +29,7 @@ spans_stubs:
  */
         .macro SPANS name, bytes, key
 FUNC \name
-        .cfi_startproc
-        .ifc \key, b
-        .cfi_b_key_frame
-        .endif
-        paci\key\()sp
-        .cfi_negate_ra_state
-        stp     x29, x30, [sp, #-16]!
-        .cfi_def_cfa_offset 16
-        .cfi_offset x29, -16
-        .cfi_offset x30, -8
-        mov     x29, sp
-        .cfi_def_cfa x29, 16
-        sub     sp, sp, #\bytes
+        PROLOGUE \key, \bytes
         ldr     x9, [x0]
         mov     x10, sp
         cmp     x10, x9

@@ -2,17 +2,7 @@
  * Hand-made managed functions for x86-64 that do what native code tells them, one thing after the other. They follow the rules of
  * cfi_stack::engine.
  */
-        .macro FUNC name
-        .globl  \name
-        .type   \name, @function
-        .balign 16
-\name:
-        .endm
-        .macro END name
-        .globl  \name\()_end
-\name\()_end:
-        .size   \name, . - \name
-        .endm
+#include "functions-x86_64.h"
 
         .bss
         .balign 8
@@ -39,13 +29,7 @@ spans_stubs:
  */
         .macro SPANS name, bytes
 FUNC \name
-        .cfi_startproc
-        endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        PROLOGUE
         sub     $\bytes, %rsp
         cmp     (%rdi), %rsp
         jb      7f
