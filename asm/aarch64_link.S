@@ -54,14 +54,7 @@ FUNC SYM(cfi_stack_link)
 #ifdef __APPLE__
         .cfi_b_key_frame
 #endif
-        SIGN_LR                         /* a landing pad, too */
-        .cfi_negate_ra_state
-        stp     x29, x30, [sp, #-16]!
-        .cfi_def_cfa_offset 16
-        .cfi_offset x29, -16
-        .cfi_offset x30, -8
-        mov     x29, sp
-        .cfi_def_cfa x29, 16
+        FRAME_RECORD
         sub     sp, sp, #LINK_FRAME
         stp     x16, x17, [x29, #LINK_ACT]
         stp     x9, x10, [x29, #LINK_X9]

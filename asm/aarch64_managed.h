@@ -96,6 +96,18 @@ LOCAL(plain\@):
 LOCAL(gcs_off\@):
         .endm
 
+/* A landing pad that signs x30; the stub's own frame record on the stack that runs, and its CFI. */
+        .macro FRAME_RECORD
+        SIGN_LR
+        .cfi_negate_ra_state
+        stp     x29, x30, [sp, #-16]!
+        .cfi_def_cfa_offset 16
+        .cfi_offset x29, -16
+        .cfi_offset x30, -8
+        mov     x29, sp
+        .cfi_def_cfa x29, 16
+        .endm
+
 /* The frame of enter, resume and discard, and its CFI: the frame record, x19-x28, d8-d15. */
         .macro ENTRY_PROLOGUE
         SIGN_LR                         /* a landing pad, too */

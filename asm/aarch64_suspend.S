@@ -33,14 +33,7 @@ FUNC SYM(cfi_stack_suspend_managed)
 #ifdef __APPLE__
         .cfi_b_key_frame
 #endif
-        SIGN_LR
-        .cfi_negate_ra_state
-        stp     x29, x30, [sp, #-16]!
-        .cfi_def_cfa_offset 16
-        .cfi_offset x29, -16
-        .cfi_offset x30, -8
-        mov     x29, sp
-        .cfi_def_cfa x29, 16
+        FRAME_RECORD
         ldr     x9, [x0, #ACT_CONTROL]
         ldr     x11, [x9, #NATIVE_SP]
         VERIFY_NATIVE x11, x9, x10, x12

@@ -183,11 +183,7 @@ FUNC cfi_stack_exit
         .cfi_signal_frame
         NO_UNWIND
         endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        FRAME_RECORD
         mov     ACT_CONTROL(%rdi), %r11
         SHADOW_SWITCH r11, TOKEN, NATIVE_TOKEN, r9, r10
         LINK_TO_NATIVE r11, 1f, r9
@@ -238,11 +234,7 @@ FUNC cfi_stack_grow
         .cfi_startproc
         .cfi_signal_frame
         endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        FRAME_RECORD
         mov     %r11, ACT_SCRATCH(%rdi) /* nothing more goes on the managed segment */
         mov     ACT_CONTROL(%rdi), %r11
         mov     NATIVE_SP(%r11), %rsp

@@ -86,11 +86,7 @@
 FUNC cfi_stack_measured
         .cfi_startproc
         endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        FRAME_RECORD
         push    %rbx
         push    %r12
         push    %r13
@@ -156,11 +152,7 @@ FUNC cfi_stack_fudge_call
         mov     REC_BASE(%r10), %r10
         cmp     %r10, %rsp
         jb      .Lunmeasured
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        FRAME_RECORD
         push    %rbx
         push    %r12
         push    %r13

@@ -51,11 +51,7 @@ FUNC cfi_stack_link
         .cfi_startproc
         .cfi_signal_frame
         endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        FRAME_RECORD
         sub     $LINK_FRAME, %rsp
         mov     %r10, LINK_ACT(%rbp)
         mov     %r11, LINK_CALL(%rbp)

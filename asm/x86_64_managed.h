@@ -37,6 +37,15 @@
 #define OUTCOME_SUSPENDED       3
 #define OUTCOME_NESTED          4
 
+/* The stub's own frame record on the stack that runs, and its CFI. */
+        .macro FRAME_RECORD
+        push    %rbp
+        .cfi_def_cfa_offset 16
+        .cfi_offset %rbp, -16
+        mov     %rsp, %rbp
+        .cfi_def_cfa_register %rbp
+        .endm
+
 /* Changes the shadow stack from the one whose token will lie in \from(%\ctrl) to the one whose token lies in
    \to(%\ctrl). Nothing where shadow stacks are off. Clobbers \a, \b and flags. */
         .macro SHADOW_SWITCH ctrl, from, to, a, b
@@ -55,11 +64,7 @@
 /* The frame of enter, resume and discard, and its CFI: rbp, then rbx, r12-r15 and control, which comes in rdi. */
         .macro ENTRY_PROLOGUE
         endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        FRAME_RECORD
         push    %rbx
         push    %r12
         push    %r13

@@ -29,11 +29,7 @@ FUNC cfi_stack_suspend_managed
         .cfi_startproc
         .cfi_signal_frame
         endbr64
-        push    %rbp
-        .cfi_def_cfa_offset 16
-        .cfi_offset %rbp, -16
-        mov     %rsp, %rbp
-        .cfi_def_cfa_register %rbp
+        FRAME_RECORD
         mov     ACT_CONTROL(%rdi), %r11
         cmpq    $0, NESTED(%r11)
         jne     1f
