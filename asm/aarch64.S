@@ -218,11 +218,7 @@ FUNC SYM(cfi_stack_exit)
         str     xzr, [x9, #LINK]
         SHADOW_SWITCH x9, NATIVE_TOKEN, TOKEN, x10
         mov     sp, x12
-        ldp     x29, x30, [sp], #16
-        .cfi_def_cfa sp, 0
-        .cfi_restore x29
-        .cfi_restore x30
-        AUTHENTICATED_RETURN
+        RECORD_RETURN
         .cfi_endproc
 END SYM(cfi_stack_exit)
 
@@ -341,11 +337,7 @@ FUNC SYM(cfi_stack_grow)
         ldp     q28, q29, [sp, #448]
         ldp     q30, q31, [sp, #480]
         mov     sp, x29
-        ldp     x29, x30, [sp], #16
-        .cfi_def_cfa sp, 0
-        .cfi_restore x29
-        .cfi_restore x30
-        AUTHENTICATED_RETURN
+        RECORD_RETURN
         .cfi_restore_state
 2:      mov     x19, x17
         .cfi_undefined x19

@@ -40,8 +40,8 @@
 #endif
         .endm
 
-/* Paints what is not painted from \low to sp; \from is the lowest word that was not. Clobbers x9-x13, flags. */
-        .macro PAINT_BELOW low, from
+/* The lowest word from \low to sp that is not painted, in x10, sp if there is none; x9 the paint, x12 sp. Clobbers x11, x13, flags. */
+        .macro LOWEST_TOUCHED low
         mov     x9, #PAINT << 48
         mov     x10, \low
         mov     x12, sp
@@ -53,7 +53,13 @@
         b.ne    2f
         add     x10, x10, #8
         b       1b
-2:      mov     \from, x10
+2:
+        .endm
+
+/* Paints what is not painted from \low to sp; \from is the lowest word that was not. Clobbers x9-x13, flags. */
+        .macro PAINT_BELOW low, from
+        LOWEST_TOUCHED \low
+        mov     \from, x10
 3:      cmp     x10, x12
         b.hs    4f
         eor     x11, x10, x9
@@ -65,18 +71,8 @@
 /* Finds the lowest word touched since, in x10, sp if there is none; marks \from for a call around this one. sp is in x12 then.
    Clobbers x9-x13, flags. */
         .macro HIGH_WATER low, from
-        mov     x9, #PAINT << 48
-        mov     x10, \low
-        mov     x12, sp
-1:      cmp     x10, x12
-        b.hs    2f
-        eor     x11, x10, x9
-        ldr     x13, [x10]
-        cmp     x13, x11
-        b.ne    2f
-        add     x10, x10, #8
-        b       1b
-2:      cmp     \from, x10
+        LOWEST_TOUCHED \low
+        cmp     \from, x10
         b.hs    3f
         str     xzr, [\from]
 3:

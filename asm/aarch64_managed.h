@@ -108,6 +108,15 @@ LOCAL(gcs_off\@):
         .cfi_def_cfa x29, 16
         .endm
 
+/* The end of a frame that FRAME_RECORD began, sp at its record. Clobbers x16, flags. */
+        .macro RECORD_RETURN
+        ldp     x29, x30, [sp], #16
+        .cfi_def_cfa sp, 0
+        .cfi_restore x29
+        .cfi_restore x30
+        AUTHENTICATED_RETURN
+        .endm
+
 /* The frame of enter, resume and discard, and its CFI: the frame record, x19-x28, d8-d15. */
         .macro ENTRY_PROLOGUE
         SIGN_LR                         /* a landing pad, too */

@@ -127,11 +127,7 @@ FUNC SYM(cfi_stack_resume_managed)
         .endr
 LOCAL(resumed):
         mov     sp, x29
-        ldp     x29, x30, [sp], #16
-        .cfi_def_cfa sp, 0
-        .cfi_restore x29
-        .cfi_restore x30
-        AUTHENTICATED_RETURN
+        RECORD_RETURN
         .cfi_endproc
 END SYM(cfi_stack_resume_managed)
 

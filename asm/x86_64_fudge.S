@@ -32,8 +32,8 @@
 
         .text
 
-/* Paints what is not painted from \low to rsp; \from is the lowest word that was not. Clobbers r9-r11, flags. */
-        .macro PAINT_BELOW low, from
+/* The lowest word from \low to rsp that is not painted, in r11, rsp if there is none; r10 the paint. Clobbers r9, flags. */
+        .macro LOWEST_TOUCHED low
         movabs  $PAINT, %r10
         mov     \low, %r11
 1:      cmp     %rsp, %r11
@@ -44,7 +44,13 @@
         jne     2f
         add     $8, %r11
         jmp     1b
-2:      mov     %r11, \from
+2:
+        .endm
+
+/* Paints what is not painted from \low to rsp; \from is the lowest word that was not. Clobbers r9-r11, flags. */
+        .macro PAINT_BELOW low, from
+        LOWEST_TOUCHED \low
+        mov     %r11, \from
 3:      cmp     %rsp, %r11
         jae     4f
         mov     %r11, %r9
@@ -57,20 +63,39 @@
 
 /* Finds the lowest word touched since, in r11, rsp if there is none; marks \from for a call around this one. Clobbers r9, r10, flags. */
         .macro HIGH_WATER low, from
-        movabs  $PAINT, %r10
-        mov     \low, %r11
-1:      cmp     %rsp, %r11
-        jae     2f
-        mov     %r11, %r9
-        xor     %r10, %r9
-        cmp     %r9, (%r11)
-        jne     2f
-        add     $8, %r11
-        jmp     1b
-2:      cmp     %r11, \from
+        LOWEST_TOUCHED \low
+        cmp     %r11, \from
         jae     3f
         movq    $0, (\from)
 3:
+        .endm
+
+/* The stubs' frame: saves rbx, r12-r14, and leaves rsp 16-byte aligned. */
+        .macro FUDGE_FRAME
+        FRAME_RECORD
+        push    %rbx
+        push    %r12
+        push    %r13
+        push    %r14
+        .cfi_offset %rbx, -24
+        .cfi_offset %r12, -32
+        .cfi_offset %r13, -40
+        .cfi_offset %r14, -48
+        .endm
+
+        .macro FUDGE_RETURN
+        pop     %r14
+        pop     %r13
+        pop     %r12
+        pop     %rbx
+        pop     %rbp
+        .cfi_def_cfa %rsp, 8
+        .cfi_restore %rbx
+        .cfi_restore %r12
+        .cfi_restore %r13
+        .cfi_restore %r14
+        .cfi_restore %rbp
+        ret
         .endm
 
 /*
@@ -86,15 +111,7 @@
 FUNC cfi_stack_measured
         .cfi_startproc
         endbr64
-        FRAME_RECORD
-        push    %rbx
-        push    %r12
-        push    %r13
-        push    %r14                    /* keeps rsp 16-byte aligned */
-        .cfi_offset %rbx, -24
-        .cfi_offset %r12, -32
-        .cfi_offset %r13, -40
-        .cfi_offset %r14, -48
+        FUDGE_FRAME
         mov     %rcx, %r13
         mov     %rdi, %rax
         mov     %rsi, %rdi
@@ -106,18 +123,7 @@ FUNC cfi_stack_measured
         mov     %rsp, %rcx
         sub     %r11, %rcx
         mov     %rcx, (%r13)
-        pop     %r14
-        pop     %r13
-        pop     %r12
-        pop     %rbx
-        pop     %rbp
-        .cfi_def_cfa %rsp, 8
-        .cfi_restore %rbx
-        .cfi_restore %r12
-        .cfi_restore %r13
-        .cfi_restore %r14
-        .cfi_restore %rbp
-        ret
+        FUDGE_RETURN
         .cfi_endproc
 END cfi_stack_measured
 
@@ -152,15 +158,7 @@ FUNC cfi_stack_fudge_call
         mov     REC_BASE(%r10), %r10
         cmp     %r10, %rsp
         jb      .Lunmeasured
-        FRAME_RECORD
-        push    %rbx
-        push    %r12
-        push    %r13
-        push    %r14                    /* rsp is 16-byte aligned here */
-        .cfi_offset %rbx, -24
-        .cfi_offset %r12, -32
-        .cfi_offset %r13, -40
-        .cfi_offset %r14, -48
+        FUDGE_FRAME
         mov     %rdi, %r13
         mov     %rsp, %rbx
         sub     %r11, %rbx
@@ -183,18 +181,7 @@ FUNC cfi_stack_fudge_call
         sub     %rbx, %r8               /* painted */
         call    cfi_stack_exit
         mov     %r14, %rax
-        pop     %r14
-        pop     %r13
-        pop     %r12
-        pop     %rbx
-        pop     %rbp
-        .cfi_def_cfa %rsp, 8
-        .cfi_restore %rbx
-        .cfi_restore %r12
-        .cfi_restore %r13
-        .cfi_restore %r14
-        .cfi_restore %rbp
-        ret
+        FUDGE_RETURN
 .Lunmeasured:
         mov     %rsi, %rax
         mov     %rdx, %rdi
