@@ -142,7 +142,8 @@ fn nothing_stays_of_what_failed_and_the_others_go_on() {
     }
     let after = footprint();
     assert_eq!((leased(), pool::stats().counted_bytes), (live, counted));
-    assert_eq!(after.0, before.0, "mappings");
+    // Neighbours that the system has merged since count as one.
+    assert!(after.0 <= before.0, "{before:?} {after:?} mappings");
     assert!(after.1 <= before.1 + 256, "{before:?} {after:?} resident pages");
     assert!(refused as usize > rounds / 2 && ran as usize > rounds / 100, "{refused} refused, {ran} ran");
     assert_eq!((pooled.resume(0).as_return(), bare.resume(0).as_return()), (Some(7), Some(7)));

@@ -76,7 +76,8 @@ fn nothing_stays_of_what_failed() {
     }
     assert_eq!((leased(), chunks()), (0, chunks_before));
     let after = footprint();
-    assert_eq!(after.0, before.0, "mappings");
+    // Neighbours that the system has merged since count as one.
+    assert!(after.0 <= before.0, "{before:?} {after:?} mappings");
     assert!(after.1 <= before.1 + 256, "{before:?} {after:?} resident pages");
 
     // Every class, at every call of its way: then it works.

@@ -209,7 +209,7 @@ fn refused_growths(rounds: u64) -> Verdict {
     }
     let after = footprint();
     // The heap may take a few pages more, not one for each round.
-    if after.0 != before.0 || after.1 > before.1 + 64 {
+    if after.0 > before.0 || after.1 > before.1 + 64 {
         return Err(format!("{before:?} mappings and pages before, {after:?} after"));
     }
     scene.recurse(managed::recurse_a(), 5).map_err(|error| error.to_string())?;

@@ -61,8 +61,9 @@ fn all() -> Verdict {
         for (note, value) in page().notes.iter().zip([before.0, after.0, before.1, after.1]) {
             note.store(value as u64, Relaxed);
         }
-        if before.0 != after.0 {
-            return Err("the number of mappings changed".into());
+        // Neighbours that the kernel has merged since count as one.
+        if after.0 > before.0 {
+            return Err("there are more mappings than before".into());
         }
         if after.1 <= before.1 + SLACK {
             return Ok(Code::C);
