@@ -16,7 +16,6 @@ use crate::policy::Policy;
 use crate::relocate::relocate;
 use crate::segment::Segment;
 use crate::signer::Signer;
-use crate::signer::hardware::Hardware;
 use crate::walk::{Bounds, Piece, Walk};
 
 /// Where the frames to lift end.
@@ -82,8 +81,9 @@ pub(crate) struct Lifted {
 impl Lift<'_> {
     /// Moves the frames to the segment behind the current one and makes that the current one. `tell` is given the records of the two places, to say
     /// where managed code waits now. None where there is no memory above.
-    pub(crate) fn carry_out(
+    pub(crate) fn carry_out<S: Signer>(
         self,
+        signer: &S,
         links: &mut Links,
         current: &mut Segment,
         plan: &mut Plan,
@@ -108,10 +108,10 @@ impl Lift<'_> {
         let piece = Piece { bottom: cut.bottom, base_cfa: cut.edge, base_fp: cut.fp, arguments: 0, ..piece };
         let smallest_frame = policy.smallest_frame;
         let bounds = Bounds { source: &part, pieces: &[piece], complete: false, smallest_frame, shadow };
-        plan.make(&Hardware, Walk::new(&Hardware, table, bounds))?;
+        plan.make(signer, Walk::new(signer, table, bounds))?;
         // SAFETY: the plan was just made for `bounds`; both segments are owned by the stack; the youngest frame is grow's, which runs on the
         // native stack now.
-        let record = unsafe { relocate(&Hardware, plan, &bounds, next.record(), spare, usize::MAX)? };
+        let record = unsafe { relocate(signer, plan, &bounds, next.record(), spare, usize::MAX)? };
         tell(&part, next.record())?;
         links.lifted(current, cut.fp as usize, cut.bottom);
         Ok(Some(Lifted { record, bytes, made: !warm }))

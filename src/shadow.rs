@@ -36,6 +36,19 @@ impl ShadowStack {
         map_anywhere(mapped - page, page).map(|mapping| ShadowStack { mapping, mapped, guard: page })
     }
 
+    /// Ordinary memory of at least `room` bytes in the place of one, for tests that play what runs: nothing but they writes it.
+    ///
+    /// # Errors
+    /// As for [`ShadowStack::map`].
+    #[cfg(test)]
+    pub(crate) fn played(room: usize) -> Result<ShadowStack, Error> {
+        let guard = system::page_size();
+        let mapped = room.next_multiple_of(guard) + guard;
+        let mapping = system::map(WHAT, mapped)?;
+        system::make_inaccessible(GUARD, mapping, guard)?;
+        Ok(ShadowStack { mapping, mapped, guard })
+    }
+
     /// One past the highest word.
     pub(crate) fn top(&self) -> usize {
         self.mapping + self.mapped

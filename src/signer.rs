@@ -45,6 +45,10 @@ pub trait Signer {
         self.enforces(Signing::A) || self.enforces(Signing::B)
     }
 
+    /// How the stubs sign that own the youngest record of each piece.
+    #[cfg(cfi_stack_native)]
+    fn stubs(&self) -> Signing;
+
     /// Authenticates `word`, found at address `slot`, for look-up.
     ///
     /// # Errors

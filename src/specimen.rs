@@ -27,6 +27,8 @@ mod design;
 mod inspected;
 #[cfg(test)]
 mod kinds;
+#[cfg(all(test, cfi_stack_native))]
+mod programs;
 #[cfg(test)]
 mod properties;
 pub mod tampering;

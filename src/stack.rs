@@ -8,6 +8,8 @@
 mod lifts;
 mod moves;
 mod nested;
+#[cfg(test)]
+pub(crate) mod played;
 
 pub(crate) use nested::{compact, enter_again, reserve};
 
@@ -24,6 +26,8 @@ use crate::policy::Policy;
 use crate::published;
 use crate::segment::{Segment, boxed, page_size};
 use crate::shadow::ShadowStack;
+use crate::signer::Signer;
+use crate::signer::hardware::Hardware;
 use crate::tamper;
 use crate::thread::{self, Thread};
 use crate::walk::Piece;
@@ -87,9 +91,10 @@ pub(crate) enum State {
     Suspended,
 }
 
-/// Everything about a stack that stays off it. The control block comes first: stubs hold its address.
+/// Everything about a stack that stays off it. The control block comes first: stubs hold its address. `S` authenticates and signs what
+/// moves: the CPU, and in tests the software model.
 #[repr(C)]
-pub(crate) struct Inner {
+pub(crate) struct Inner<S = Hardware> {
     pub(crate) control: Control,
     /// The current one.
     pub(crate) segment: Segment,
@@ -111,6 +116,7 @@ pub(crate) struct Inner {
     outer: Vec<Outer>,
     /// Whether frames are being moved.
     moving: bool,
+    signer: S,
 }
 
 /// A stack that managed code runs on.
@@ -155,32 +161,11 @@ impl Stack {
         policy.validate(page_size())?;
         let size = policy.fitting(needed)?;
         published::add_mode(published::MODE_MANAGED)?;
-        let identity = IDENTITIES.fetch_add(1, Ordering::Relaxed);
-        let generation = 1;
-        let segment = Segment::map(size, policy.guard, identity, generation)?;
-        let shadow = match thread.domain().shadow {
-            true => Some(ShadowStack::map(policy.shadow_need(policy.maximum))?),
-            false => None,
-        };
-        let token = shadow.as_ref().map_or(0, ShadowStack::token);
-        let level = shadow.as_ref().map_or(0, ShadowStack::top);
-        let inner = Inner {
-            control: Control::new(identity, generation, token, level),
-            segment,
-            links: Links::default(),
-            previous: None,
-            shadow,
-            domain: thread.domain(),
-            policy,
-            plan: Plan::new(),
-            pieces: Vec::new(),
-            stats: Stats { largest: size as u64, ..Stats::default() },
-            failure: None,
-            activation: None,
-            state: State::Idle,
-            outer: Vec::new(),
-            moving: false,
-        };
+        let domain = thread.domain();
+        let inner = Inner::new(domain, policy, size, Hardware, || match domain.shadow {
+            true => ShadowStack::map(policy.shadow_need(policy.maximum)).map(Some),
+            false => Ok(None),
+        })?;
         Ok(Stack { inner: NonNull::from(Box::leak(boxed("a stack's own block", inner)?)) })
     }
 
@@ -328,7 +313,41 @@ fn untampered<T>(result: Result<T, Refusal>) -> Result<T, Error> {
     })
 }
 
-impl Inner {
+impl<S: Signer> Inner<S> {
+    /// An idle one with a segment of `size` bytes and the shadow stack that `shadow` makes.
+    fn new(
+        domain: Domain,
+        policy: Policy,
+        size: usize,
+        signer: S,
+        shadow: impl FnOnce() -> Result<Option<ShadowStack>, Error>,
+    ) -> Result<Inner<S>, Error> {
+        let identity = IDENTITIES.fetch_add(1, Ordering::Relaxed);
+        let generation = 1;
+        let segment = Segment::map(size, policy.guard, identity, generation)?;
+        let shadow = shadow()?;
+        let token = shadow.as_ref().map_or(0, ShadowStack::token);
+        let level = shadow.as_ref().map_or(0, ShadowStack::top);
+        Ok(Inner {
+            control: Control::new(identity, generation, token, level),
+            segment,
+            links: Links::default(),
+            previous: None,
+            shadow,
+            domain,
+            policy,
+            plan: Plan::new(),
+            pieces: Vec::new(),
+            stats: Stats { largest: size as u64, ..Stats::default() },
+            failure: None,
+            activation: None,
+            state: State::Idle,
+            outer: Vec::new(),
+            moving: false,
+            signer,
+        })
+    }
+
     /// Whether the calling thread's keys and shadow mode are the stack's. Asked anew each time: keys can have been reset, and a child of fork can have
     /// changed them, since the thread attached.
     fn same_domain(&self) -> Result<(), Error> {

@@ -14,6 +14,10 @@ impl Signer for Hardware {
         signing != Signing::None && published::mode() & published::MODE_PAC != 0
     }
 
+    fn stubs(&self) -> Signing {
+        arch::STUB_SIGNING
+    }
+
     fn authenticate(
         &self,
         word: SignedPc,

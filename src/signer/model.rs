@@ -71,6 +71,11 @@ impl Signer for Model {
         self.present && signing != Signing::None
     }
 
+    #[cfg(cfi_stack_native)]
+    fn stubs(&self) -> Signing {
+        if self.present { Signing::A } else { Signing::None }
+    }
+
     fn authenticate(
         &self,
         word: SignedPc,

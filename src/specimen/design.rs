@@ -145,8 +145,14 @@ impl Design {
     /// # Errors
     /// [`Error::Layout`] for functions that cannot be, [`Error::Memory`].
     pub fn table(&self) -> Result<Table, Error> {
+        self.registration(|_| true)?.table()
+    }
+
+    /// What registers the functions that are `known`, by their index.
+    pub(super) fn registration(&self, known: impl Fn(usize) -> bool) -> Result<Registration, Error> {
         let mut map = Registration::new();
-        for (function, start) in self.functions.iter().zip(self.starts()) {
+        let all = self.functions.iter().zip(self.starts()).enumerate();
+        for (_, (function, start)) in all.filter(|&(index, _)| known(index)) {
             map.function(RawPc::new(start), function.len, function.layout)?;
             map.saves(RawPc::new(start), &function.saves)?;
             for site in &function.sites {
@@ -154,13 +160,18 @@ impl Design {
                 map.call(RawPc::new(start + site.offset), Safepoint { frame_bytes: *frame_bytes, slots, registers })?;
             }
         }
-        map.table()
+        Ok(map)
     }
 
     /// The address behind a call.
     pub fn pc(&self, call: &Call) -> RawPc {
-        let start = self.starts().nth(call.function).unwrap_or(CODE);
-        RawPc::new(start + self.functions[call.function].sites[call.site].offset)
+        self.returns_to(call.function, call.site)
+    }
+
+    /// The address behind the call at a function's site.
+    pub(super) fn returns_to(&self, function: usize, site: usize) -> RawPc {
+        let start = self.starts().nth(function).unwrap_or(CODE);
+        RawPc::new(start + self.functions[function].sites[site].offset)
     }
 
     fn starts(&self) -> impl Iterator<Item = usize> {

@@ -380,6 +380,11 @@ impl Signer for Attacked<'_> {
         self.model.enforces(signing)
     }
 
+    #[cfg(cfi_stack_native)]
+    fn stubs(&self) -> Signing {
+        self.model.stubs()
+    }
+
     fn authenticate(
         &self,
         word: SignedPc,

@@ -7,12 +7,12 @@ use crate::codemap::table::Reading;
 use crate::error::Refusal;
 use crate::lift::{Lift, find};
 use crate::pac::Tampered;
-use crate::signer::hardware::Hardware;
+use crate::signer::Signer;
 use crate::steps::{Step, StepInfo, step};
 use crate::walk::{Bounds, Walk};
 use std::sync::atomic::Ordering;
 
-impl Inner {
+impl<S: Signer> Inner<S> {
     /// Lifts the youngest frames of the managed function that has called `grow` for `bytes`, where the policy wants it and the frames let it. Says
     /// whether that was done; else the whole span is to be moved.
     pub(super) fn lift(&mut self, bytes: usize, registers: usize) -> Result<bool, Refusal> {
@@ -24,7 +24,7 @@ impl Inner {
             return Ok(false);
         }
         let complete = self.list_pieces(youngest, registers)?;
-        let Inner { links, segment, policy, plan, shadow, control, pieces, .. } = self;
+        let Inner { links, segment, policy, plan, shadow, control, pieces, signer, .. } = self;
         let Some(&piece) = pieces.first() else { return Ok(false) };
         let evidence = "the shadow stack's token is outside the shadow stack";
         let outside = Tampered { evidence, slot: control.token };
@@ -36,10 +36,10 @@ impl Inner {
         let Some(table) = reading.table() else { return Ok(false) };
         let smallest_frame = policy.smallest_frame;
         let bounds = Bounds { source: segment.record(), pieces, complete, smallest_frame, shadow };
-        let Some(cut) = find(Walk::new(&Hardware, table, bounds), policy.lift_bytes)? else { return Ok(false) };
+        let Some(cut) = find(Walk::new(&*signer, table, bounds), policy.lift_bytes)? else { return Ok(false) };
         let lift = Lift { policy, table, cut, piece, shadow, spare };
         let link = control.link;
-        let lifted = lift.carry_out(links, segment, plan, |part, target| {
+        let lifted = lift.carry_out(&*signer, links, segment, plan, |part, target| {
             // SAFETY: the link record that `grow` wrote and `list_pieces` has found in its place; the records live while this runs.
             let moved = unsafe { arch::move_link(link, control, part, target) };
             moved.map(|_| ()).ok_or_else(|| astray(link))

@@ -7,6 +7,7 @@ use crate::error::{Error, Refusal};
 use crate::policy::Policy;
 use crate::segment::Segment;
 use crate::shadow::ShadowStack;
+use crate::signer::Signer;
 use crate::totals::{self, Count};
 
 /// A stack and where its managed code waits.
@@ -44,7 +45,7 @@ pub(crate) fn of_running<T>(activation: &Activation, f: impl FnOnce(&Looked<'_>)
     Ok(f(&unsafe { inner.as_ref() }.looked()))
 }
 
-impl Inner {
+impl<S: Signer> Inner<S> {
     fn looked(&self) -> Looked<'_> {
         // What is not where the stubs left it is no place in any segment.
         let waits = match self.state {
@@ -65,7 +66,7 @@ impl Inner {
     }
 
     /// Does what may move, link or lift frames, and adds what came of it to the process's totals.
-    pub(super) fn counted<T>(&mut self, what: impl FnOnce(&mut Inner) -> Result<T, Refusal>) -> Result<T, Refusal> {
+    pub(super) fn counted<T>(&mut self, what: impl FnOnce(&mut Inner<S>) -> Result<T, Refusal>) -> Result<T, Refusal> {
         let before = self.stats;
         let result = what(self).inspect_err(totals::refused);
         let more = |now: u64, before: u64, which: Count| {

@@ -12,12 +12,12 @@ use crate::pac::Tampered;
 use crate::relocate::relocate;
 use crate::segment::{Segment, read_word};
 use crate::shadow::ShadowStack;
-use crate::signer::hardware::Hardware;
+use crate::signer::Signer;
 use crate::steps::{Step, StepInfo, step};
 use crate::walk::{Bounds, Piece, Walk};
 use std::sync::atomic::Ordering;
 
-impl Inner {
+impl<S: Signer> Inner<S> {
     /// What the stub `grow` asks for: room, or a segment for a link call.
     pub(super) fn grow(&mut self, bytes: usize, registers: usize) -> Result<(), Refusal> {
         self.moving = true;
@@ -179,7 +179,7 @@ impl Inner {
             };
             pieces.push(Piece {
                 youngest,
-                stub: arch::STUB_SIGNING,
+                stub: self.signer.stubs(),
                 bottom: base.bottom,
                 base_cfa: older.unwrap_or(source.top.wrapping_sub(base.arguments)),
                 base_fp: base.fp,
@@ -293,10 +293,10 @@ impl Inner {
         let table = reading.table().ok_or(Error::UnknownCode(arch::grow()))?;
         let smallest_frame = self.policy.smallest_frame;
         let bounds = Bounds { source, pieces: &self.pieces, complete, smallest_frame, shadow };
-        self.plan.make(&Hardware, Walk::new(&Hardware, table, bounds))?;
+        self.plan.make(&self.signer, Walk::new(&self.signer, table, bounds))?;
         drop(reading);
         // SAFETY: the plan was just made for `bounds`; both segments are owned by self; the youngest frame is a stub's, and native code runs now.
-        let moved = unsafe { relocate(&Hardware, &mut self.plan, &bounds, target, spare - 16, pages)? };
+        let moved = unsafe { relocate(&self.signer, &mut self.plan, &bounds, target, spare - 16, pages)? };
         self.stats.frames_moved += self.plan.rebindings().len() as u64;
         self.stats.rebound += self.plan.rebound() as u64;
         self.stats.page_moves += u64::from(self.plan.pages_moved());

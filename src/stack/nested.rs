@@ -8,6 +8,7 @@ use crate::abi::Activation;
 use crate::arch;
 use crate::error::{Error, Refusal};
 use crate::pac::{RawPc, Tampered};
+use crate::signer::Signer;
 use crate::stack::Exit;
 use crate::tamper;
 use crate::thread;
@@ -84,9 +85,9 @@ pub(crate) unsafe fn compact(activation: &Activation) -> Result<bool, Error> {
     untampered(inner.counted(|inner| inner.shrink(true)))
 }
 
-impl Inner {
+impl<S: Signer> Inner<S> {
     /// Makes the present entry an outer one. Every check comes before the first write, but for the move that makes room.
-    fn begin_again(&mut self) -> Result<(), Error> {
+    pub(super) fn begin_again(&mut self) -> Result<(), Error> {
         self.same_domain()?;
         self.outer.try_reserve(1).map_err(|_| Error::Memory {
             what: "a nested entry",
@@ -112,7 +113,7 @@ impl Inner {
     }
 
     /// Makes the entry that waits for the innermost one, which has ended, the present one again.
-    fn end_again(&mut self, value: u64) -> Result<Exit, Error> {
+    pub(super) fn end_again(&mut self, value: u64) -> Result<Exit, Error> {
         let ended = self.outcome(value);
         let Some(outer) = self.outer.pop() else {
             let slot = std::ptr::from_ref(self).addr();
