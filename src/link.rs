@@ -257,6 +257,11 @@ impl Links {
             arch::link_moved(current.record_mut(), source.record());
             previous.record_mut().next = current.record();
         }
+        // Link calls go to what is kept behind without asking: it must fit beside the others.
+        let all = self.in_order(current).map(|segment| segment.record().size()).fold(0, usize::saturating_add);
+        if all > policy.maximum {
+            self.forget_idle(current);
+        }
         if let Some(next) = self.newer.last_mut() {
             arch::link_idle(next.record_mut(), current.record());
             current.record_mut().next = next.record();

@@ -1,7 +1,8 @@
 //! What a program asks of the library, and what the answer must be.
 
-use super::endless::Obstacle;
+use super::endless::{Level, Obstacle};
 use super::world::World;
+use crate::abi::Extent;
 use crate::error::{Error, Refusal};
 use crate::segment::read_word;
 use crate::stack::Stats;
@@ -25,6 +26,8 @@ impl World<'_> {
         let obstacle = self.endless.obstacle(known, kept);
         let cut = self.endless.cut(known, self.program.policy.lift_bytes);
         let (before, image) = (self.played.stats(), self.image());
+        let present = self.present();
+        let used = present.top - self.endless.record(self.youngest()) - 16;
         let block = self.registers.as_mut_ptr().expose_provenance();
         let answer = match ask {
             Ask::Grow(bytes) => self.played.grow(bytes, block),
@@ -44,6 +47,10 @@ impl World<'_> {
             if let Some(obstacle) = obstacle {
                 return Err(format!("frames were moved in spite of {obstacle:x?}"));
             }
+            let too_large = used < (present.top - present.base) / self.program.policy.shrink_below;
+            if ask == Ask::Shrink(true) && !too_large {
+                return Err(format!("a segment was made smaller of which {used} bytes are in use"));
+            }
             self.tried.note_move(&self.endless.levels, after.shrinks != before.shrinks);
         }
         self.tried.page_moves += after.page_moves - before.page_moves;
@@ -53,12 +60,35 @@ impl World<'_> {
             Ask::Shrink(_) if after == before => 0,
             Ask::Shrink(_) => self.program.policy.reserve,
         };
-        let youngest = self.youngest();
-        let room = self.endless.record(youngest) + 16 - self.segments[self.endless.levels[youngest].segment].base;
+        let room = self.endless.record(self.youngest()) + 16 - self.present().base;
         if room < needed {
             return Err(format!("{room} bytes are free after {ask:?}"));
         }
         Ok(None)
+    }
+
+    /// The segment that the youngest level is on.
+    fn present(&self) -> Extent {
+        self.segments[self.endless.levels[self.youngest()].segment]
+    }
+
+    /// Segments in use must be no more than the policy allows, and lifted frames above those that they rest on.
+    pub(super) fn check_segments(&self) -> Result<(), String> {
+        let levels = &self.endless.levels;
+        let used = levels.last().map_or(0, |level| level.segment + 1);
+        let bytes: usize = self.segments[..used].iter().map(|segment| segment.top - segment.base).sum();
+        if bytes > self.program.policy.maximum {
+            return Err(format!("{used} segments take {bytes} bytes"));
+        }
+        let rests = |pair: &&[Level]| pair[0].segment != pair[1].segment && pair[0].is_managed();
+        match levels
+            .windows(2)
+            .filter(rests)
+            .find(|pair| self.segments[pair[1].segment].base < self.segments[pair[0].segment].top)
+        {
+            None => Ok(()),
+            Some(pair) => Err(format!("lifted frames are below those that they rest on: {pair:x?}")),
+        }
     }
 
     /// A refusal must have a reason, and leave no trace.

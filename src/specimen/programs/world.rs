@@ -94,6 +94,7 @@ impl<'a> World<'a> {
 
     fn compare(&self) -> Result<(), String> {
         self.endless.check()?;
+        self.check_segments()?;
         for (index, (&word, &register)) in self.expected.iter().zip(&*self.registers).enumerate() {
             if self.endless.value(word) != register {
                 return Err(format!("register {index} holds {register:#x} instead of {word:x?}"));
