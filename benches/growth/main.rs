@@ -28,7 +28,9 @@ usage: growth [descent] [edge] [relocation] [check] [OPTIONS]
   relocation       one move by number of frames against memcpy of the same bytes, and where its time goes
   check            the limit check: a loop calling a leaf, and fib, with and without it
   --samples N      measurements of each side (default 21)
-  --count          instructions of a move for each frame, by stepping through a child: also on an emulated CPU
+  --count          instructions of a move instead of times, a frame's and whole: also on an emulated CPU (ci/on --count)
+  --frames N,N,…   with --count: whole moves of so many frames (default 10,100,1000)
+  --at-most N      with --count: exit status 1 if re-binding takes more instructions a frame
   --peers FOLDER   where benches/growth/peers has built the peers (default: CFI_STACK_CACHE/peers,
                    ~/.cache/cfi-stack/peers); those that are not there are named";
 
@@ -44,6 +46,8 @@ fn main() -> std::process::ExitCode {
     let mut samples = 21;
     let mut only = Vec::new();
     let mut counted = false;
+    let mut frames = vec![10, 100, 1000];
+    let mut at_most = None;
     let mut folder = peers::default_folder();
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -53,6 +57,18 @@ fn main() -> std::process::ExitCode {
                 return ExitCode::SUCCESS;
             }
             "--count" => counted = true,
+            "--frames" => {
+                let numbers =
+                    words.next().map(|list| list.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>());
+                match numbers {
+                    Some(Ok(numbers)) if !numbers.contains(&0) => frames = numbers,
+                    _ => return refuse("--frames wants positive numbers with commas between"),
+                }
+            }
+            "--at-most" => match words.next().and_then(|number| number.parse().ok()) {
+                Some(number) => at_most = Some(number),
+                None => return refuse("--at-most wants a number"),
+            },
             "--peers" => match words.next() {
                 Some(path) => folder = path.into(),
                 None => return refuse("--peers wants a folder"),
@@ -65,9 +81,12 @@ fn main() -> std::process::ExitCode {
             other => return refuse(&format!("unknown argument `{other}`")),
         }
     }
+    if at_most.is_some() && !counted {
+        return refuse("--at-most wants --count: a time is no promise");
+    }
     managed::register();
     if counted {
-        return match count::print() {
+        return match count::print(&frames, at_most) {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => {
                 eprintln!("growth: {why}");

@@ -28,17 +28,21 @@ fn stamped() -> Duration {
     }
 }
 
-/// Runs one move of `frames` frames from a segment that they fit in to one of twice the size.
-pub fn one_move(bench: &Bench, frames: usize) {
+/// Runs one move of `frames` frames from a segment that they fit in to one of twice the size, between two calls of the native `function`.
+pub fn move_between(bench: &Bench, frames: usize, function: usize) {
     let size = segment(frames);
     let mut stack = bench.stack(size, size * 2);
     bench.descend(&mut stack, frames - 1);
-    let stamp = stamp as *const () as usize;
-    bench.run(&mut stack, managed::descend(), [frames - 1, stamp, size]);
+    bench.run(&mut stack, managed::descend(), [frames - 1, function, size]);
     assert_eq!(stack.stats().growths, 1);
 }
 
-fn span(frames: usize) -> usize {
+fn one_move(bench: &Bench, frames: usize) {
+    move_between(bench, frames, stamp as *const () as usize);
+}
+
+/// Bytes of so many frames, and what is below them while they move.
+pub fn span(frames: usize) -> usize {
     frames * FRAME + BOTTOM
 }
 

@@ -4,7 +4,7 @@
 # command, R at its end (the form that ci/guest/init.c reads). Each run_on_MACHINE runs the commands in turn and ends with
 # the status of the first that failed, 0 if none did: its own, 128 + N when it died of signal N, 124 when its time was up, 99 when the machine itself failed.
 # Where `each` is set, every command's status follows its output as a line "=== STATUS".
-# `shipped` lists what --with named, `limit` the seconds.
+# `shipped` lists what --with named, `limit` the seconds. Where `count` is set, CFI_STACK_COUNTER tells the programs by what they count instructions.
 
 MACHINE_FAILED=99
 TIME_IS_UP=124
@@ -46,7 +46,19 @@ run_commands() {
 run_on_native() { run_commands; }
 
 run_on_user() {
-    run_commands "$EMULATORS/qemu-user/qemu-aarch64" -cpu "$model" ${CFI_STACK_SEED:+-seed "$CFI_STACK_SEED"} -L /usr/aarch64-linux-gnu
+    local counted=()
+    if [ -n "$count" ]; then
+        # A line of the log for each instruction, all as long.
+        export CFI_STACK_COUNTER=trace:$work/trace
+        counted=(-one-insn-per-tb -d exec,nochain -D "$work/trace")
+    fi
+    run_commands "$EMULATORS/qemu-user/qemu-aarch64" -cpu "$model" ${CFI_STACK_SEED:+-seed "$CFI_STACK_SEED"} ${counted[@]+"${counted[@]}"} \
+        -L /usr/aarch64-linux-gnu
+}
+
+# count_by_clock: the virtual machine's clock counts instructions.
+count_by_clock() {
+    export CFI_STACK_COUNTER=clock CFI_STACK_ENV="${CFI_STACK_ENV:+$CFI_STACK_ENV,}CFI_STACK_COUNTER"
 }
 
 # explain_status PROGRAM STATUS: a word on stderr for an end that the program cannot have explained itself.
@@ -112,10 +124,14 @@ guest_verdict() {
 }
 
 run_on_system() {
-    local status=(0 0)
+    local status=(0 0) cpus=${CFI_STACK_CPUS:-2} counted=()
+    if [ -n "$count" ]; then
+        count_by_clock
+        cpus=1 counted=(-icount "shift=0,sleep=off")
+    fi
     pack_guest "$EMULATORS/arm64-guest/init" aarch64-linux-gnu-objcopy
     set +e
-    within_limit "$EMULATORS/qemu-system/qemu-system-aarch64" -M virt -cpu "$model" -m 1024 -smp "${CFI_STACK_CPUS:-2}" \
+    within_limit "$EMULATORS/qemu-system/qemu-system-aarch64" -M virt -cpu "$model" -m 1024 -smp "$cpus" ${counted[@]+"${counted[@]}"} \
         ${CFI_STACK_SEED:+-seed "$CFI_STACK_SEED"} \
         -nographic -nodefaults -serial stdio -no-reboot -kernel "$EMULATORS/arm64-kernel/vmlinuz" -initrd "$work/initrd" \
         -append "console=ttyAMA0 quiet panic=-1 ${kernel_words//,/ } ${CFI_STACK_KERNEL:-}" </dev/null 2>"$work/machine.errors" | read_guest
@@ -126,6 +142,7 @@ run_on_system() {
 
 run_on_bochs() {
     local status=(0 0) memory=256
+    if [ -n "$count" ]; then count_by_clock; fi
     pack_guest "$EMULATORS/x86-guest/init" objcopy
     "$PYTHON" "$CI/guest/boot-params.py" "$work/boot-params" "$EMULATORS/x86-kernel/entry" "$work/initrd" "$memory" \
         "console=ttyS0,115200 quiet panic=-1 nokaslr acpi=off pci=off mitigations=off tsc=reliable tsc_early_khz=200000 cryptomgr.notests initcall_blacklist=load_system_certificate_list ${kernel_words//,/ } ${CFI_STACK_KERNEL:-}"

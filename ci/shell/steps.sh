@@ -4,12 +4,13 @@
 # steps_of_class: the steps of the loaded class, in order.
 steps_of_class() {
     case $class in
-        host) echo fmt clippy audit lib doc engine battery scale suite suite-relocate checklist bench debuggers asan fuzz ;;
-        arm-fpac) echo clippy audit lib battery suite suite-relocate suite-key-b checklist debuggers ;;
+        host) echo fmt clippy audit lib doc engine battery scale suite suite-relocate checklist bench count debuggers asan fuzz ;;
+        arm-fpac) echo clippy audit lib battery suite suite-relocate suite-key-b checklist count debuggers ;;
         arm-pac) echo lib battery suite suite-relocate suite-key-b ;;
         macho-arm64e) echo assemble check ;;
-        x86-cet | arm-vm-gcs) echo lib battery scale suite suite-relocate checklist ;;
-        arm-gcs) echo lib battery ;;
+        x86-cet) echo lib battery scale suite suite-relocate checklist count ;;
+        arm-vm-gcs) echo lib battery scale suite suite-relocate checklist ;;
+        arm-gcs) echo lib battery count ;;
         *) echo lib battery $([ "$suite" = none ] || echo suite suite-relocate) ;;
     esac
 }
@@ -30,6 +31,7 @@ builds_of_step() {
         battery | audit) echo "$isa build --release -p cfi-hwtests" ;;
         suite | suite-* | checklist) echo "$isa build --release -p wasm" ;;
         scale) echo "$isa build --release -p cfi-scale" ;;
+        count) echo "$isa build --release -p cfi-growth" ;;
         engine) echo "$isa test --no-run --release -p wasm" ;;
         bench) echo "$isa bench --no-run --workspace" ;;
     esac
@@ -186,6 +188,15 @@ CASES
 }
 
 step_fuzz() { "$CI/fuzz" "${CFI_STACK_FUZZ_SECONDS:-60}"; }
+
+# What re-binding takes for a frame (the whole stub, in instructions) and sealing for a word: exact counts.
+step_count() {
+    "$CI/cargo" "$isa" build --quiet --release -p cfi-growth
+    local most=8
+    [ "$isa" = x86_64 ] || most=16
+    "$CI/on" --count "$class" "$(program_of "$isa" growth)" --count --frames 10,100 --at-most "$most"
+    case $class in arm-fpac | arm-gcs) benches/switching/sealing "$class" ;; esac
+}
 
 step_bench() { "$CI/cargo" "$isa" bench --no-run --workspace; }
 

@@ -14,10 +14,11 @@ usage: switching [GROUP…] [OPTIONS]
                       (default: all; README.md says what they are)
   --only LIBRARY      this library alone; may be given more than once
   --samples N         measurements of each library, in turns (default 41)
-  --count             instructions a round instead of times, by stepping through a child
+  --count             instructions a round instead of times; on an emulated CPU: ci/on --count
   --callgrind         the same by callgrind (valgrind must be installed)
   --at-most N         with --count or --callgrind: exit status 1 if ours takes more in a group
   --rounds N          run N rounds and print nothing: for a debugger or a profiler; wants one GROUP and --only
+  --full-seal         arm64: contexts are sealed with the callee-saved registers
   --json              one JSON object a line
 
 A library that is not built in, or does not work under a shadow stack, is named and counted as skipped.
@@ -30,6 +31,7 @@ struct Options {
     samples: usize,
     how: How,
     at_most: Option<f64>,
+    full_seal: bool,
     json: bool,
 }
 
@@ -53,6 +55,12 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if options.full_seal
+        && let Err(error) = cfi_stack::thread::seal_callee_saved()
+    {
+        eprintln!("switching: {error}");
+        return ExitCode::FAILURE;
+    }
     subjects::flags::alike();
     let mut tally = Tally::default();
     let shadow = features::detect().enabled.intersects(Mechanisms::SHSTK | Mechanisms::GCS);
@@ -72,8 +80,15 @@ pub fn main() -> ExitCode {
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
     let names: Vec<_> = subjects::groups().iter().map(|group| group.name).collect();
-    let mut options =
-        Options { groups: Vec::new(), only: Vec::new(), samples: 41, how: How::Time, at_most: None, json: false };
+    let mut options = Options {
+        groups: Vec::new(),
+        only: Vec::new(),
+        samples: 41,
+        how: How::Time,
+        at_most: None,
+        full_seal: false,
+        json: false,
+    };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} wants a value"));
         match word.as_str() {
@@ -84,6 +99,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Options>, Str
             "--callgrind" => options.how = How::Callgrind,
             "--rounds" => options.how = How::Rounds(positive(&value()?)?),
             "--at-most" => options.at_most = Some(positive(&value()?)? as f64),
+            "--full-seal" => options.full_seal = true,
             "--json" => options.json = true,
             name if names.contains(&name) => options.groups.push(word),
             other => return Err(format!("there is no `{other}`")),

@@ -3,6 +3,7 @@
 mod face;
 mod fcontext;
 pub mod flags;
+#[cfg(feature = "peers")]
 mod others;
 mod stubs;
 
@@ -28,8 +29,15 @@ pub struct Group {
     pub subjects: Vec<Subject>,
 }
 
-fn peer(library: &'static str, make: fn() -> Run) -> Subject {
-    Subject { library, make: Ok(make), bears_shadow_stacks: false }
+/// A peer that is a crate.
+macro_rules! peer {
+    ($library:literal, $($make:ident)::+) => {{
+        #[cfg(feature = "peers")]
+        let make = Ok($($make)::+ as fn() -> Run);
+        #[cfg(not(feature = "peers"))]
+        let make = Err("built without the feature `peers`");
+        Subject { library: $library, make, bears_shadow_stacks: false }
+    }};
 }
 
 fn ours(make: fn() -> Run) -> Subject {
@@ -40,26 +48,8 @@ fn boost(library: &'static str, make: Result<fn() -> Run, &'static str>) -> Subj
     Subject { library, make, bears_shadow_stacks: false }
 }
 
-/// A stack for a library that leaves that to its user. No guard: nothing here runs deep.
-struct Room(Box<[Line]>);
-
-#[repr(align(64))]
-#[derive(Clone, Copy)]
-#[expect(dead_code, reason = "its size and alignment are what counts")]
-struct Line([u8; 64]);
-
-impl Room {
-    const SIZE: usize = 64 << 10;
-
-    fn new() -> Self {
-        Room(vec![Line([0; 64]); Room::SIZE / 64].into())
-    }
-
-    /// One past the last byte; aligned to 64.
-    fn top(&self) -> *mut u8 {
-        self.0.as_ptr_range().end.cast_mut().cast()
-    }
-}
+/// Bytes of a stack of one size for all.
+const ROOM: usize = 64 << 10;
 
 fn differing_debian() -> Run {
     flags::differing(fcontext::DEBIAN.expect("its group asks only where it is").0)
@@ -67,8 +57,11 @@ fn differing_debian() -> Run {
 
 /// Everything there is to measure, in the order of the report.
 pub fn groups() -> Vec<Group> {
-    use face::{corosensei, ours as cfi_stack};
+    #[cfg(feature = "peers")]
+    use face::corosensei;
+    use face::ours as cfi_stack;
     use fcontext::{DEBIAN, WITHOUT_FP};
+    #[cfg(feature = "peers")]
     use others::{context_rs, generator_rs, wasmtime};
     use stubs::{kept, not_kept};
     let group = |name, what, subjects| Group { name, what, subjects };
@@ -78,10 +71,10 @@ pub fn groups() -> Vec<Group> {
             "round trip: resume and suspend as the compiler inlines them",
             vec![
                 ours(cfi_stack::inlined),
-                peer("corosensei", corosensei::inlined),
-                peer("context-rs", context_rs::inlined),
-                peer("generator-rs", generator_rs::inlined),
-                peer("wasmtime-fiber", wasmtime::inlined),
+                peer!("corosensei", corosensei::inlined),
+                peer!("context-rs", context_rs::inlined),
+                peer!("generator-rs", generator_rs::inlined),
+                peer!("wasmtime-fiber", wasmtime::inlined),
             ],
         ),
         group(
@@ -89,10 +82,10 @@ pub fn groups() -> Vec<Group> {
             "round trip: resume and suspend each behind a function that is not inlined",
             vec![
                 ours(cfi_stack::called),
-                peer("corosensei", corosensei::called),
-                peer("context-rs", context_rs::called),
-                peer("generator-rs", generator_rs::called),
-                peer("wasmtime-fiber", wasmtime::called),
+                peer!("corosensei", corosensei::called),
+                peer!("context-rs", context_rs::called),
+                peer!("generator-rs", generator_rs::called),
+                peer!("wasmtime-fiber", wasmtime::called),
             ],
         ),
         group(
@@ -123,26 +116,26 @@ pub fn groups() -> Vec<Group> {
             "create, run to the end, on a stack that was used before",
             vec![
                 ours(cfi_stack::reused),
-                peer("corosensei", corosensei::reused),
-                peer("context-rs", context_rs::reused),
-                peer("generator-rs", generator_rs::reused),
-                peer("wasmtime-fiber", wasmtime::reused),
+                peer!("corosensei", corosensei::reused),
+                peer!("context-rs", context_rs::reused),
+                peer!("generator-rs", generator_rs::reused),
+                peer!("wasmtime-fiber", wasmtime::reused),
             ],
         ),
         group(
             "lent",
             "create, run to the end and drop, on a stack that is lent to each",
-            vec![ours(cfi_stack::lent), peer("corosensei", corosensei::lent)],
+            vec![ours(cfi_stack::lent), peer!("corosensei", corosensei::lent)],
         ),
         group(
             "fresh",
             "create, run to the end and drop, each with a stack of its own",
             vec![
                 ours(cfi_stack::fresh),
-                peer("corosensei", corosensei::fresh),
-                peer("context-rs", context_rs::fresh),
-                peer("generator-rs", generator_rs::fresh),
-                peer("wasmtime-fiber", wasmtime::fresh),
+                peer!("corosensei", corosensei::fresh),
+                peer!("context-rs", context_rs::fresh),
+                peer!("generator-rs", generator_rs::fresh),
+                peer!("wasmtime-fiber", wasmtime::fresh),
             ],
         ),
     ]

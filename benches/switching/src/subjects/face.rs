@@ -99,6 +99,7 @@ macro_rules! face {
     };
 }
 
+#[cfg(feature = "peers")]
 face! {
     /// corosensei.
     corosensei: corosensei::Coroutine, corosensei::ScopedCoroutine, corosensei::CoroutineResult, corosensei::Yielder, corosensei::stack::DefaultStack

@@ -10,7 +10,8 @@ macro_rules! fcontext {
     ($(#[$doc:meta])* $module:ident: $jump:ident, $make:ident) => {
         $(#[$doc])*
         pub mod $module {
-            use crate::subjects::{Room, Run};
+            use crate::subjects::fcontext::Room;
+            use crate::subjects::{ROOM, Run};
             use std::ffi::c_void;
             use std::hint::black_box;
 
@@ -37,7 +38,7 @@ macro_rules! fcontext {
             pub fn stub() -> Run {
                 let room = Room::new();
                 // SAFETY: the stack is `room`'s, which lives as long as the closure.
-                let mut context = unsafe { $make(room.top(), Room::SIZE, echo) };
+                let mut context = unsafe { $make(room.top(), ROOM, echo) };
                 Box::new(move |rounds| {
                     let _stack = &room;
                     for round in 0..rounds {
@@ -55,7 +56,7 @@ macro_rules! fcontext {
                 Box::new(move |rounds| {
                     for round in 0..rounds {
                         // SAFETY: the stack is free again: the context that was on it is never resumed.
-                        let transfer = unsafe { $jump($make(room.top(), Room::SIZE, echo), black_box(round as usize)) };
+                        let transfer = unsafe { $jump($make(room.top(), ROOM, echo), black_box(round as usize)) };
                         black_box(transfer.data);
                     }
                 })
@@ -86,3 +87,25 @@ pub const DEBIAN: Stubs = Err("not built in: apt-get install libboost-context-de
 pub const WITHOUT_FP: Stubs = Ok((not_kept::stub, not_kept::reused));
 #[cfg(not(boost_without_fp))]
 pub const WITHOUT_FP: Stubs = Err("not built in: its assembly comes with the crate context, for x86-64");
+
+/// A stack for a library that leaves that to its user. No guard: nothing here runs deep.
+#[cfg(any(boost, boost_without_fp))]
+struct Room(Box<[Line]>);
+
+#[cfg(any(boost, boost_without_fp))]
+#[repr(align(64))]
+#[derive(Clone, Copy)]
+#[expect(dead_code, reason = "its size and alignment are what counts")]
+struct Line([u8; 64]);
+
+#[cfg(any(boost, boost_without_fp))]
+impl Room {
+    fn new() -> Self {
+        Room(vec![Line([0; 64]); super::ROOM / 64].into())
+    }
+
+    /// One past the last byte; aligned to 64.
+    fn top(&self) -> *mut u8 {
+        self.0.as_ptr_range().end.cast_mut().cast()
+    }
+}

@@ -3,6 +3,7 @@
 
 use super::Run;
 
+#[cfg(target_arch = "x86_64")]
 const FLAGS: u32 = 0x3f;
 const PRECISION: u32 = 0x20;
 

@@ -159,14 +159,14 @@ pub mod generator_rs {
 
 /// wasmtime's fibers.
 pub mod wasmtime {
-    use crate::subjects::{Room, Run};
+    use crate::subjects::{ROOM, Run};
     use std::hint::black_box;
     use wasmtime_internal_fiber::{Fiber, FiberStack, Suspend};
 
     type Echo = Fiber<'static, usize, usize, ()>;
 
     fn stack() -> FiberStack {
-        FiberStack::new(Room::SIZE, false).expect("there is memory for a stack")
+        FiberStack::new(ROOM, false).expect("there is memory for a stack")
     }
 
     fn fiber<'a, R>(

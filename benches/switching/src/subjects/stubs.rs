@@ -111,5 +111,5 @@ pair! {
 
 fn stack() -> (Thread, Lease) {
     let thread = Thread::attach().expect("a thread can be attached");
-    (thread, pool::lease(super::Room::SIZE).expect("there is memory for a stack"))
+    (thread, pool::lease(super::ROOM).expect("there is memory for a stack"))
 }
