@@ -17,7 +17,7 @@
 #[cfg(any(cfi_stack_native, test))]
 pub(crate) mod look;
 #[cfg(cfi_stack_native)]
-mod native;
+pub(crate) mod native;
 pub mod svg;
 #[cfg(all(test, cfi_stack_native))]
 mod tests;

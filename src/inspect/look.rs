@@ -137,8 +137,9 @@ impl View {
                 (Owner::Stub, Known { layout: FrameLayout::new(0, signing), at: None, slots: &[][..], registers: 0 })
             }
             First::Managed(pc) => match map.as_mut().and_then(|map| map.find(pc)) {
-                Some(&Found { layout, slots, registers, .. }) => {
-                    low = record.saturating_sub(layout.frame_bytes as usize);
+                Some(&Found { layout, frame_bytes, slots, registers, .. }) => {
+                    // Of a frame of varying size that is the least: what it called stands elsewhere.
+                    low = record.saturating_sub(frame_bytes as usize);
                     (Owner::Managed(*layout), Known { layout: *layout, at: Some(pc), slots, registers })
                 }
                 None => return cut(record, NO_CODE),

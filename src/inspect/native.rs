@@ -51,7 +51,8 @@ const ENTRY: usize = 0;
 /// ... to `link`, in the segment before, ...
 const LINK: usize = 1;
 
-fn growable(looked: &Looked<'_>) -> Picture {
+/// A growable stack, as it is shown.
+pub(crate) fn growable(looked: &Looked<'_>) -> Picture {
     let segments = &looked.segments;
     let view = |index: usize| View {
         extent: segments[index].record().extent(),

@@ -1,12 +1,13 @@
 //! Random programs over one growable stack whose CPU is the software model, against one endless stack: calls, tail calls, returns, nested
 //! entries, linked calls, lifts, growth, shrinking, and what of it is refused.
 //!
-//! [`world`] plays compiled code and stubs ([`acts`]) and asks the library as they do ([`asks`]); [`endless`] knows after each step what every word of every frame must be,
+//! [`world`] plays compiled code and stubs ([`acts`]) and asks the library as they do ([`asks`]), and looks as `inspect` does ([`pictured`]); [`endless`] knows after each step what every word of every frame must be,
 //! where it must be, and how it would have been signed there. The shadow stack, in ordinary memory, is compared word for word.
 
 mod acts;
 mod asks;
 mod endless;
+mod pictured;
 mod world;
 
 use super::design::{Design, Function, Site};
@@ -195,6 +196,7 @@ struct Tried {
     on_edges: u64,
     overflows: u64,
     shadow_rooms: u64,
+    pictures: u64,
     unknown: u64,
     unsigned: u64,
     immovable: u64,
@@ -225,10 +227,10 @@ impl Tried {
         } += 1;
     }
 
-    fn all(&mut self) -> [&mut u64; 14] {
+    fn all(&mut self) -> [&mut u64; 15] {
         let Tried { growths, shrinks, page_moves, lifts, links, nested, of_pieces, on_links, on_edges, .. } = self;
-        let Tried { overflows, shadow_rooms, unknown, unsigned, immovable, .. } = self;
-        let moves = [growths, shrinks, page_moves, lifts, links, nested, of_pieces, on_links, on_edges];
+        let Tried { pictures, overflows, shadow_rooms, unknown, unsigned, immovable, .. } = self;
+        let moves = [growths, shrinks, page_moves, lifts, links, nested, of_pieces, on_links, on_edges, pictures];
         let refusals = [overflows, shadow_rooms, unknown, unsigned, immovable];
         let mut all = moves.into_iter().chain(refusals);
         std::array::from_fn(|_| all.next().expect("as many as there are"))

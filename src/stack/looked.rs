@@ -46,7 +46,7 @@ pub(crate) fn of_running<T>(activation: &Activation, f: impl FnOnce(&Looked<'_>)
 }
 
 impl<S: Signer> Inner<S> {
-    fn looked(&self) -> Looked<'_> {
+    pub(super) fn looked(&self) -> Looked<'_> {
         // What is not where the stubs left it is no place in any segment.
         let waits = match self.state {
             State::Idle => Vec::new(),

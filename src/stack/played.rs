@@ -13,6 +13,8 @@ use super::{Inner, OUTCOME_FAILED, OUTCOME_RETURNED, State, Stats};
 use crate::abi::{Activation, Extent, Link, LinkCall, Record};
 use crate::arch::ENTRY_FP_OFFSET;
 use crate::error::{Error, Refusal};
+use crate::inspect::Picture;
+use crate::inspect::native::growable;
 use crate::pac::RawPc;
 use crate::policy::Policy;
 use crate::segment::{page_size, read_word, write_word};
@@ -210,6 +212,11 @@ impl<'a> Played<'a> {
     /// What managed code compares its stack pointer with.
     pub(crate) fn limit(&self) -> usize {
         self.activation.limit.load(Ordering::Relaxed)
+    }
+
+    /// As `inspect` shows it, to the native code that managed code has called.
+    pub(crate) fn picture(&self) -> Picture {
+        growable(&self.inner.looked())
     }
 
     /// What the stack has done.

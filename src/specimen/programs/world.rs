@@ -69,12 +69,15 @@ impl<'a> World<'a> {
                 14..=15 if !deep => self.link(op)?,
                 _ => self.give_back()?,
             },
-            Some(_) => match op.kind {
-                0..=8 if enters => self.enter(op)?,
-                9..=14 => self.ask(Ask::Reserve(op.bytes)).map(drop)?,
-                15..=17 => self.ask(Ask::Shrink(op.noise & 1 == 0)).map(drop)?,
-                _ => self.go_back()?,
-            },
+            Some(_) => {
+                self.check_picture()?;
+                match op.kind {
+                    0..=8 if enters => self.enter(op)?,
+                    9..=14 => self.ask(Ask::Reserve(op.bytes)).map(drop)?,
+                    15..=17 => self.ask(Ask::Shrink(op.noise & 1 == 0)).map(drop)?,
+                    _ => self.go_back()?,
+                }
+            }
         }
         self.compare()
     }
