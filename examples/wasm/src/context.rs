@@ -118,9 +118,7 @@ pub struct Context {
     pub exception: Cell<u64>,
     /// Number of values that it carries.
     pub carried: Cell<u64>,
-    /// Code that makes the tail call that is due; 0 when none is.
-    pub tail_adapter: Cell<u64>,
-    /// Code of the function that the tail call goes to.
+    /// Code of the function that a tail call goes to which has no body for it.
     pub tail_callee: Cell<u64>,
     /// Number of calls by the host that this one is within.
     pub depth: Cell<usize>,
@@ -147,8 +145,6 @@ impl Context {
     pub const EXCEPTION: i32 = offset_of!(Context, exception) as i32;
     /// Offset of [`Context::carried`].
     pub const CARRIED: i32 = offset_of!(Context, carried) as i32;
-    /// Offset of [`Context::tail_adapter`].
-    pub const TAIL_ADAPTER: i32 = offset_of!(Context, tail_adapter) as i32;
     /// Offset of [`Context::tail_callee`].
     pub const TAIL_CALLEE: i32 = offset_of!(Context, tail_callee) as i32;
 
@@ -164,7 +160,6 @@ impl Context {
             host: UnsafeCell::new([0; SLOTS]),
             exception: Cell::default(),
             carried: Cell::default(),
-            tail_adapter: Cell::default(),
             tail_callee: Cell::default(),
             depth: Cell::default(),
             shared,
@@ -174,10 +169,9 @@ impl Context {
         })
     }
 
-    /// Forgets an exception and a tail call that a trap cut short.
+    /// Forgets an exception that a trap cut short.
     pub fn reset(&self) {
         self.exception.set(0);
-        self.tail_adapter.set(0);
     }
 
     /// Keeps the exception in flight; a reference to it, and no exception is in flight any more.

@@ -1,9 +1,12 @@
 //! What every compiled function shares: the signature that its type is lowered to, the check of the stack limit,
 //! calls, and calls to the host.
 //!
-//! The rules (see README.md): no pointer into the stack is ever a value of the code. The context comes first, then
-//! up to [`MAX_DIRECT`] parameters; further parameters, and the results of functions with more than one, travel
-//! through the context. Only the first instructions read the stack pointer.
+//! The rules (see README.md). Called as the platform calls, a function takes the context, then up to [`MAX_DIRECT`]
+//! parameters; further ones, and the results of functions with more than one, travel through the context, so that no
+//! pointer into the stack is a value of the code. Functions of modules with tail calls are called by Cranelift's `Tail`
+//! convention within their module: context, where several results go, up to [`MAX_TAIL_DIRECT`] parameters. That place lies in
+//! the caller's frame: the one pointer into the stack that code holds, and the stack maps say where.
+//! Only the first instructions read the stack pointer.
 
 use crate::context::{Context, Place};
 use crate::trap::Trap;
@@ -12,12 +15,19 @@ use cfi_stack::engine::{Activation, Stubs};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::immediates::{Ieee32, Ieee64};
 use cranelift_codegen::ir::types::{F32, F64, I64};
-use cranelift_codegen::ir::{AbiParam, ConstantData, InstBuilder, MemFlagsData, SigRef, Signature, Type, Value};
+use cranelift_codegen::ir::{
+    AbiParam, ConstantData, FuncRef, InstBuilder, MemFlagsData, Signature, SourceLoc, StackSlot, StackSlotData,
+    StackSlotKind, Type, Value,
+};
 use cranelift_codegen::isa::CallConv;
 use cranelift_frontend::FunctionBuilder;
 
 /// Parameters passed as the platform passes them. It bounds the argument area in every frame.
 pub const MAX_DIRECT: usize = 12;
+/// The same by the `Tail` convention. It bounds what an entry thunk must keep while the stack grows, too.
+pub const MAX_TAIL_DIRECT: usize = 32;
+/// Bytes between several results on the stack, which may be vectors.
+const RESULT_STRIDE: u32 = 16;
 
 /// The signature of functions of this type: context, parameters, at most one result.
 pub fn signature(ty: &FuncType) -> Signature {
@@ -30,6 +40,37 @@ pub fn signature(ty: &FuncType) -> Signature {
     signature
 }
 
+/// The signature of bodies of this type in modules with tail calls: context, place for several results or 0, parameters, at
+/// most one result.
+pub fn tail_signature(ty: &FuncType) -> Signature {
+    let mut signature = Signature::new(CallConv::Tail);
+    signature.params = vec![AbiParam::new(I64); 2];
+    signature.params.extend(ty.params.iter().take(MAX_TAIL_DIRECT).map(|ty| AbiParam::new(ty.repr())));
+    if let [result] = ty.results[..] {
+        signature.returns.push(AbiParam::new(result.repr()));
+    }
+    signature
+}
+
+/// Bytes of stack arguments that a function with this signature owns and pops. Cranelift does not tell: six integers and eight
+/// others come in registers on both ISAs, what is more in slots of its own size, at least eight bytes.
+pub fn argument_area(signature: &Signature) -> u32 {
+    if signature.call_conv != CallConv::Tail {
+        return 0;
+    }
+    let (mut integers, mut others, mut bytes) = (6, 8, 0u32);
+    for param in &signature.params {
+        let left: &mut u32 = if param.value_type.is_int() { &mut integers } else { &mut others };
+        if *left > 0 {
+            *left -= 1;
+            continue;
+        }
+        let size = param.value_type.bytes().max(8);
+        bytes = bytes.next_multiple_of(size) + size;
+    }
+    bytes.next_multiple_of(16)
+}
+
 /// Access to the engine's own data: aligned, never trapping.
 pub fn trusted() -> MemFlagsData {
     MemFlagsData::trusted()
@@ -38,10 +79,14 @@ pub fn trusted() -> MemFlagsData {
 /// Whom a call goes to.
 #[derive(Clone, Copy)]
 pub enum Callee {
-    /// A function of the module being compiled.
-    Local(cranelift_codegen::ir::FuncRef),
-    /// Code at an address.
+    /// A function of the module being compiled, as the platform calls.
+    Local(FuncRef),
+    /// Code at an address, as the platform calls.
     Address(Value),
+    /// A body of the module being compiled, by the `Tail` convention.
+    Body(FuncRef),
+    /// Such a body at an address.
+    BodyAt(Value),
 }
 
 /// A function being built.
@@ -51,6 +96,10 @@ pub struct Emitter<'f> {
     /// The first parameter.
     pub context: Value,
     stubs: Stubs,
+    /// Where several results go; `None` in a function that the platform's convention calls.
+    place: Option<Value>,
+    /// Where those of its own calls come.
+    results: Option<StackSlot>,
 }
 
 impl<'f> Emitter<'f> {
@@ -61,7 +110,12 @@ impl<'f> Emitter<'f> {
         b.switch_to_block(entry);
         b.seal_block(entry);
         let params = b.block_params(entry).to_vec();
-        (Emitter { b, context: params[0], stubs }, params[1..].to_vec())
+        let tail = b.func.signature.call_conv == CallConv::Tail;
+        let place = tail.then(|| params[1]);
+        if let Some(place) = place {
+            b.declare_value_needs_stack_map(place);
+        }
+        (Emitter { b, context: params[0], stubs, place, results: None }, params[1 + usize::from(tail)..].to_vec())
     }
 
     /// Tests the limit: below it, `grow` is called. With `below`, tests for that many bytes more than the frame.
@@ -131,25 +185,89 @@ impl<'f> Emitter<'f> {
     }
 
     /// Calls a function of type `ty`.
-    pub fn call(&mut self, callee: Callee, ty: &FuncType, signature: SigRef, args: &[Value]) -> Vec<Value> {
-        for (index, arg) in args.iter().enumerate().skip(MAX_DIRECT) {
-            self.set_slot(Context::PARAMS, index, *arg);
-        }
-        let mut direct = vec![self.context];
-        direct.extend(args.iter().take(MAX_DIRECT));
-        let call = match callee {
-            Callee::Local(func) => self.b.ins().call(func, &direct),
-            Callee::Address(code) => self.b.ins().call_indirect(signature, code, &direct),
+    pub fn call(&mut self, callee: Callee, ty: &FuncType, args: &[Value]) -> Vec<Value> {
+        let several = ty.results.len() > 1;
+        let list = || ty.results.iter().map(|ty| ty.repr()).enumerate();
+        let (call, slot) = match callee {
+            Callee::Local(func) => {
+                let direct = self.direct(None, MAX_DIRECT, args);
+                (self.b.ins().call(func, &direct), None)
+            }
+            Callee::Address(code) => {
+                let direct = self.direct(None, MAX_DIRECT, args);
+                let signature = self.b.import_signature(signature(ty));
+                (self.b.ins().call_indirect(signature, code, &direct), None)
+            }
+            Callee::Body(_) | Callee::BodyAt(_) => {
+                let slot = several.then(|| self.room_for_results(ty.results.len()));
+                // Right before the call, so that nothing holds it across another.
+                let place = match slot {
+                    Some(slot) => self.b.ins().stack_addr(I64, slot, 0),
+                    None => self.address(0),
+                };
+                let direct = self.direct(Some(place), MAX_TAIL_DIRECT, args);
+                // The only thing that goes with an instruction through the code generator: what this call pops.
+                let popped = argument_area(&tail_signature(ty));
+                if popped > 0 {
+                    self.b.set_srcloc(SourceLoc::new(popped));
+                }
+                let call = match callee {
+                    Callee::BodyAt(code) => {
+                        let signature = self.b.import_signature(tail_signature(ty));
+                        self.b.ins().call_indirect(signature, code, &direct)
+                    }
+                    Callee::Body(func) | Callee::Local(func) => self.b.ins().call(func, &direct),
+                    Callee::Address(_) => unreachable!("handled above"),
+                };
+                self.b.set_srcloc(SourceLoc::default());
+                (call, slot)
+            }
         };
-        self.results_of(ty, |b| b.inst_results(call).to_vec())
+        match slot {
+            Some(slot) => list()
+                .map(|(at, ty)| self.b.ins().stack_load(I64, ty, slot, (RESULT_STRIDE * at as u32) as i32))
+                .collect(),
+            None if several => list().map(|(at, ty)| self.slot(Context::RESULTS, at, ty)).collect(),
+            None => self.b.inst_results(call).to_vec(),
+        }
     }
 
-    fn results_of(&mut self, ty: &FuncType, single: impl FnOnce(&FunctionBuilder<'_>) -> Vec<Value>) -> Vec<Value> {
-        if ty.results.len() > 1 {
-            let list: Vec<_> = ty.results.iter().map(|ty| ty.repr()).collect();
-            return list.into_iter().enumerate().map(|(i, ty)| self.slot(Context::RESULTS, i, ty)).collect();
+    /// Calls a body of type `ty` in this function's stead; the block ends.
+    pub fn tail_call(&mut self, callee: Callee, ty: &FuncType, args: &[Value]) {
+        let place = if ty.results.len() > 1 { self.place } else { None };
+        let place = place.unwrap_or_else(|| self.address(0));
+        let direct = self.direct(Some(place), MAX_TAIL_DIRECT, args);
+        match callee {
+            Callee::Body(func) | Callee::Local(func) => self.b.ins().return_call(func, &direct),
+            Callee::BodyAt(code) | Callee::Address(code) => {
+                let signature = self.b.import_signature(tail_signature(ty));
+                self.b.ins().return_call_indirect(signature, code, &direct)
+            }
+        };
+    }
+
+    /// Everything that this function was called with, to be passed on.
+    pub fn all_direct(&self, params: &[Value]) -> Vec<Value> {
+        std::iter::once(self.context).chain(self.place).chain(params.iter().copied()).collect()
+    }
+
+    /// What is passed as the convention passes it, of which the arguments are `most`; the others go into the context.
+    fn direct(&mut self, place: Option<Value>, most: usize, args: &[Value]) -> Vec<Value> {
+        for (index, arg) in args.iter().enumerate().skip(most) {
+            self.set_slot(Context::PARAMS, index, *arg);
         }
-        single(&self.b)
+        std::iter::once(self.context).chain(place).chain(args.iter().take(most).copied()).collect()
+    }
+
+    /// The room in the frame for several results. All calls of a function share it: what came is read at once.
+    fn room_for_results(&mut self, count: usize) -> StackSlot {
+        let bytes = RESULT_STRIDE * count as u32;
+        let b = &mut self.b;
+        let new = || StackSlotData::new(StackSlotKind::ExplicitSlot, 0, 4);
+        let slot = *self.results.get_or_insert_with(|| b.create_sized_stack_slot(new()));
+        let size = &mut b.func.sized_stack_slots[slot].size;
+        *size = bytes.max(*size);
+        slot
     }
 
     /// A value of this type without a meaning: zero.
@@ -178,7 +296,10 @@ impl<'f> Emitter<'f> {
     pub fn ret(&mut self, values: &[Value]) {
         if values.len() > 1 {
             for (index, value) in values.iter().enumerate() {
-                self.set_slot(Context::RESULTS, index, *value);
+                match self.place {
+                    Some(place) => self.b.ins().store(trusted(), *value, place, (RESULT_STRIDE * index as u32) as i32),
+                    None => self.b.ins().store(trusted(), *value, self.context, Context::RESULTS.at(index)),
+                };
             }
             self.b.ins().return_(&[]);
         } else {

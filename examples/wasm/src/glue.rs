@@ -1,11 +1,11 @@
 //! Compiled functions that no module contains: the way in, the way to the host, and the thunk before a big frame.
 
 use crate::context::Context;
-use crate::emit::{Callee, Emitter, MAX_DIRECT, signature, trusted};
+use crate::emit::{Callee, Emitter, trusted};
 use crate::trap::Trap;
 use crate::types::FuncType;
 use cranelift_codegen::ir::types::I64;
-use cranelift_codegen::ir::{AbiParam, BlockArg, FuncRef, InstBuilder, Signature, Value};
+use cranelift_codegen::ir::{AbiParam, FuncRef, InstBuilder, Signature, Value};
 use cranelift_codegen::isa::CallConv;
 
 /// Signature of all trampolines: context, slots, callee; the fourth is what `enter` passes besides.
@@ -26,8 +26,7 @@ pub fn trampoline(e: &mut Emitter<'_>, params: &[Value], ty: &FuncType, throws: 
     for (index, ty) in ty.params.iter().enumerate() {
         args.push(e.b.ins().load(ty.repr(), trusted(), slots, at(index)));
     }
-    let callee_signature = e.b.import_signature(signature(ty));
-    let results = e.call(Callee::Address(callee), ty, callee_signature, &args);
+    let results = e.call(Callee::Address(callee), ty, &args);
     if throws {
         let exception = e.word(Context::EXCEPTION);
         let (uncaught, returned) = (e.b.create_block(), e.b.create_block());
@@ -62,61 +61,34 @@ pub fn import(e: &mut Emitter<'_>, params: Vec<Value>, ty: &FuncType, operation:
     }
 }
 
-/// What callers of a function with a big frame call: makes sure of `bytes` below its own frame, then calls the body.
-/// What travels through the context stays there untouched.
+/// What callers of a function with a big frame call: makes sure of `bytes` below its own frame, then calls the body; one
+/// that can be called by tail call does so too. What travels through the context stays there untouched.
 pub fn entry_thunk(e: &mut Emitter<'_>, params: &[Value], body: FuncRef, bytes: u32) {
     e.check_stack(bytes);
-    let mut args = vec![e.context];
-    args.extend(params);
-    let call = e.b.ins().call(body, &args);
-    let results = e.b.inst_results(call).to_vec();
-    e.b.ins().return_(&results);
-}
-
-/// Signature of [`tail_adapter`]: context, callee, and the result of functions of this type.
-pub fn adapter_signature(ty: &FuncType) -> Signature {
-    let mut adapter = signature(&FuncType { params: vec![], results: ty.results.clone() });
-    adapter.params.push(AbiParam::new(I64));
-    adapter
-}
-
-/// Makes a tail call for [`tail_loop`]: calls `callee`, of type `ty`, with arguments that all travel through the context.
-pub fn tail_adapter(e: &mut Emitter<'_>, params: &[Value], ty: &FuncType) {
-    e.check_stack(0);
-    let args = e.all_params(ty, vec![]);
-    let callee_signature = e.b.import_signature(signature(ty));
-    let direct: Vec<_> = std::iter::once(e.context).chain(args.into_iter().take(MAX_DIRECT)).collect();
-    let call = e.b.ins().call_indirect(callee_signature, params[0], &direct);
-    let results = e.b.inst_results(call).to_vec();
-    e.b.ins().return_(&results);
-}
-
-/// What callers of a function that makes tail calls call: its body, and then one function after the other that a tail
-/// call asks for. A body asks by leaving the arguments and the callee in the context and returning: so every
-/// call has its return, and no frame's argument area changes.
-pub fn tail_loop(e: &mut Emitter<'_>, params: &[Value], ty: &FuncType, body: FuncRef) {
-    e.check_stack(0);
-    let adapter_signature = e.b.import_signature(adapter_signature(ty));
-    let (returned, again, done) = (e.b.create_block(), e.b.create_block(), e.b.create_block());
-    if let [single] = ty.results[..] {
-        e.b.append_block_param(returned, single.repr());
+    let args = e.all_direct(params);
+    if e.b.func.signature.call_conv == CallConv::Tail {
+        e.b.ins().return_call(body, &args);
+        return;
     }
-    let mut args = vec![e.context];
-    args.extend(params);
     let call = e.b.ins().call(body, &args);
-    let results: Vec<BlockArg> = e.b.inst_results(call).iter().copied().map(BlockArg::from).collect();
-    e.b.ins().jump(returned, &results);
-    e.b.switch_to_block(returned);
-    let results = e.b.block_params(returned).to_vec();
-    let adapter = e.word(Context::TAIL_ADAPTER);
-    e.b.ins().brif(adapter, again, &[], done, &[]);
-    e.b.switch_to_block(again);
-    let none = e.address(0);
-    e.set_word(Context::TAIL_ADAPTER, none);
-    let callee = e.word(Context::TAIL_CALLEE);
-    let call = e.b.ins().call_indirect(adapter_signature, adapter, &[e.context, callee]);
-    let next: Vec<BlockArg> = e.b.inst_results(call).iter().copied().map(BlockArg::from).collect();
-    e.b.ins().jump(returned, &next);
-    e.b.switch_to_block(done);
+    let results = e.b.inst_results(call).to_vec();
     e.b.ins().return_(&results);
+}
+
+/// What others call of a function in a module with tail calls, as the platform calls: the body, by the `Tail` convention.
+pub fn way_in(e: &mut Emitter<'_>, params: Vec<Value>, ty: &FuncType, body: FuncRef) {
+    e.check_stack(0);
+    let args = e.all_params(ty, params);
+    let results = e.call(Callee::Body(body), ty, &args);
+    e.ret(&results);
+}
+
+/// What a tail call goes to whose callee has no body to be called so: calls the code that the context names, of type `ty`, as
+/// the platform calls.
+pub fn way_out(e: &mut Emitter<'_>, params: Vec<Value>, ty: &FuncType) {
+    e.check_stack(0);
+    let args = e.all_params(ty, params);
+    let callee = e.word(Context::TAIL_CALLEE);
+    let results = e.call(Callee::Address(callee), ty, &args);
+    e.ret(&results);
 }

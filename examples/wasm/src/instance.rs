@@ -2,7 +2,7 @@
 
 use crate::compile::{Compiler, finish};
 use crate::context::Trampoline;
-use crate::emit::{Emitter, signature};
+use crate::emit::{Emitter, signature, tail_signature};
 use crate::error::Error;
 use crate::glue;
 use crate::host::{Data, Elements, Operation};
@@ -262,10 +262,10 @@ fn addresses(store: &mut Store<'_>, module: &Module, parts: &Parts, hosts: &[Hos
 struct Announced {
     /// What callers call, by index.
     functions: HashMap<u32, FuncId>,
-    /// Bodies of functions that make tail calls, by index: behind the function of the same index.
+    /// Bodies where the module makes tail calls, by index: the function of the same index is a way into it.
     bodies: HashMap<u32, FuncId>,
-    /// Makers of tail calls, by the type of the callee.
-    adapters: HashMap<TypeId, FuncId>,
+    /// Ways from tail calls out to functions without bodies, by type.
+    ways_out: HashMap<TypeId, FuncId>,
     /// Ways in, by type.
     trampolines: BTreeMap<u32, FuncId>,
 }
@@ -284,15 +284,17 @@ fn announce(
         out.functions.insert(index, compiler.declare(&signature(ty))?);
     }
     let mut callees = BTreeSet::new();
-    for (index, body) in defined.zip(module.bodies()) {
-        if tail_calls(module, &body, &mut callees)? {
-            let ty = store.types.get(module.funcs[index as usize]);
-            out.bodies.insert(index, compiler.declare(&signature(ty))?);
-        }
+    let mut tails = false;
+    for body in module.bodies() {
+        tails |= tail_calls(module, &body, &mut callees)?;
+    }
+    for index in defined.filter(|_| tails) {
+        let ty = store.types.get(module.funcs[index as usize]);
+        out.bodies.insert(index, compiler.declare(&tail_signature(ty))?);
     }
     for ty in callees {
-        let adapter = glue::adapter_signature(store.types.get(TypeId(ty)));
-        out.adapters.insert(TypeId(ty), compiler.declare(&adapter)?);
+        let signature = tail_signature(store.types.get(TypeId(ty)));
+        out.ways_out.insert(TypeId(ty), compiler.declare(&signature)?);
     }
     let exported = module.exports.iter().filter(|export| export.1 == Space::Func).map(|export| export.2);
     for index in exported.chain(module.start) {
@@ -325,40 +327,41 @@ fn compile(store: &mut Store<'_>, module: &Module, parts: &Parts, hosts: Vec<Hos
             Ok(())
         })?;
     }
-    let scope = Scope { module, types: &store.types, addresses: &addresses, throws };
+    let tails = !ids.bodies.is_empty();
+    let scope = Scope { module, types: &store.types, addresses: &addresses, throws, tails };
     for (index, body) in defined.zip(module.bodies()) {
         let ty = store.types.get(module.funcs[index as usize]);
         let function = ids.functions[&index];
-        let split = ids.bodies.get(&index).copied();
-        compiler.define(split.unwrap_or(function), |builder, stubs, jit| {
+        let body_id = ids.bodies.get(&index).copied();
+        compiler.define(body_id.unwrap_or(function), |builder, stubs, jit| {
             let (e, params) = Emitter::new(builder, stubs);
             let mut known: HashMap<FuncId, FuncRef> = HashMap::new();
             let mut declare = |func: &mut cranelift_codegen::ir::Function, target: Target| {
                 let id = match target {
                     Target::Function(index) => ids.functions[&index],
-                    Target::Body(index) => *ids.bodies.get(&index).unwrap_or(&ids.functions[&index]),
-                    Target::Adapter(ty) => ids.adapters[&ty],
+                    Target::Body(index) => ids.bodies[&index],
+                    Target::WayOut(ty) => ids.ways_out[&ty],
                 };
                 *known.entry(id).or_insert_with(|| jit.declare_func_in_func(id, func))
             };
             finish(Translator::function(&scope, &mut declare, e, params, ty, &body)?);
             Ok(())
         })?;
-        if let Some(body) = split {
+        if let Some(body) = body_id {
             compiler.define(function, |builder, stubs, jit| {
                 let (mut e, params) = Emitter::new(builder, stubs);
                 let body = jit.declare_func_in_func(body, e.b.func);
-                glue::tail_loop(&mut e, &params, ty, body);
+                glue::way_in(&mut e, params, ty, body);
                 finish(e);
                 Ok(())
             })?;
         }
     }
-    for (ty, id) in &ids.adapters {
+    for (ty, id) in &ids.ways_out {
         let ty = store.types.get(*ty);
         compiler.define(*id, |builder, stubs, _| {
             let (mut e, params) = Emitter::new(builder, stubs);
-            glue::tail_adapter(&mut e, &params, ty);
+            glue::way_out(&mut e, params, ty);
             finish(e);
             Ok(())
         })?;
@@ -377,7 +380,7 @@ fn compile(store: &mut Store<'_>, module: &Module, parts: &Parts, hosts: Vec<Hos
     for (index, id) in &ids.functions {
         let function = store.function(parts.functions[*index as usize]);
         function.code.set(code.address(*id));
-        function.body.set(code.address(*ids.bodies.get(index).unwrap_or(id)));
+        function.body.set(ids.bodies.get(index).map_or(0, |body| code.address(*body)));
     }
     let trampolines: Vec<_> = ids
         .trampolines

@@ -12,7 +12,7 @@ pub struct Function {
     pub code: Cell<usize>,
     /// Its interned type, widened to a word.
     pub ty: u64,
-    /// Code for whoever makes its tail calls: where it makes none itself, `code`.
+    /// The code that a tail call goes to; 0 where its module has no tail calls.
     pub body: Cell<usize>,
 }
 

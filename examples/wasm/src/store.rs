@@ -113,6 +113,11 @@ impl<'t> Store<'t> {
         self.codes.push(code);
     }
 
+    /// The largest argument area that one of its functions owns, as those do that tail calls go to, in bytes.
+    pub fn largest_argument_area(&self) -> u32 {
+        self.codes.iter().map(Code::largest_argument_area).max().unwrap_or(0)
+    }
+
     /// Whether functions of this type can be called from the host.
     pub fn has_trampoline(&self, ty: TypeId) -> bool {
         self.context.shared.trampolines.borrow().contains_key(&ty)

@@ -25,7 +25,7 @@ pub const ITEMS: &[Item] = &[
 
 /// `down` passes ten arguments of each of these kinds on, each one less at each call, and compares them with what they
 /// must be, before it calls itself and after. It returns how deep it went, or a negative number for the argument that is wrong.
-fn passing(kinds: &[Kind]) -> String {
+pub fn passing(kinds: &[Kind]) -> String {
     let list = in_turn(kinds, 10);
     let base = |at: usize| 1000 + 37 * at as i32;
     let check = |code: i32| {
@@ -84,7 +84,7 @@ fn arguments(bench: &Bench<'_>, kinds: &[Kind]) -> Result<String, String> {
 }
 
 /// Calls itself with one result of each of these kinds (a single one in a register), each one more at every return.
-fn returning(kinds: &[Kind]) -> String {
+pub fn returning(kinds: &[Kind]) -> String {
     let all = types(kinds);
     let mut more = String::new();
     for at in (0..kinds.len()).rev() {

@@ -15,11 +15,15 @@ pub const ITEMS: &[Item] = &[
         run(bench, "finally", "native code calls what grows before it goes on")
     }),
     ("exception/tail-call", |bench| run(bench, "tail", "thrown by a tail callee")),
+    ("exception/through-tail-frames", |bench| {
+        run(bench, "tail-handlers", "frames that own their arguments catch and throw again")
+    }),
     ("exception/uncaught", uncaught),
 ];
 
-/// Every function takes a depth and returns −1 when the exception came back whole: one value of each kind.
-fn text() -> String {
+/// Every function takes a depth and returns −1 when the exception came back whole: one value of each kind. With `tails` the module makes
+/// tail calls, which changes the frames of all its functions.
+fn text(tails: bool) -> String {
     let list = types(&KINDS);
     let carried: String = KINDS.iter().map(|kind| kind.of("(local.get $depth)")).collect();
     let locals: String = KINDS.iter().enumerate().map(|(at, kind)| format!("(local $r{at} {})", kind.0)).collect();
@@ -28,16 +32,22 @@ fn text() -> String {
         let differ = kind.differ(&format!("(local.get $r{at})"), &kind.of("(local.get $depth)"));
         check.push_str(&format!("(local.set $r{at}) (if {differ} (then (return (i64.const {at}))))"));
     }
+    let (tail, handlers) = match tails {
+        true => ("return_call", "tail-handlers"),
+        false => ("call", "handlers"),
+    };
+    // More than registers hold.
+    let (padding, pads) = ("(param i64)".repeat(9), "(i64.const 5)".repeat(9));
     let functions: String = [
         ("through", "(drop (call $deep (local.get $depth) (local.get $depth)))"),
         ("flight", "(drop (call $holds (local.get $depth)))"),
-        ("handlers", "(drop (call $relay (local.get $depth) (local.get $depth)))"),
+        (handlers, "(drop (call $relay (local.get $depth) (local.get $depth) PADS))"),
         ("native", "(drop (call $again (ref.func $thrower) (local.get $depth)))"),
         ("finally", "(drop (call $finally (ref.func $thrower) (local.get $depth) (ref.func $count) (i32.const 600)))"),
         ("tail", "(drop (call $tail (local.get $depth) (f64.const 1)))"),
     ]
     .iter()
-    .map(|(name, body)| function(name, body, &locals, &list, &check))
+    .map(|(name, body)| function(name, &body.replace("PADS", &pads), &locals, &list, &check))
     .collect();
     format!(
         r#"(module
@@ -63,17 +73,17 @@ fn text() -> String {
                         (i64.extend_i32_s (i32.mul (local.get $depth) (i32.const 8))))
                     (then (return (i32.const 1))))
                 (throw_ref (local.get $held)))
-            (func $relay (param $left i32) (param $depth i32) (result i32)
+            (func $relay (param $left i32) (param $depth i32) {padding} (result i32)
                 (if (i32.eqz (local.get $left)) (then (call $throw (local.get $depth))))
                 (block $caught (result exnref)
                     (try_table (catch_all_ref $caught)
-                        (drop (call $relay (i32.sub (local.get $left) (i32.const 1)) (local.get $depth))))
+                        (drop (call $relay (i32.sub (local.get $left) (i32.const 1)) (local.get $depth) {pads})))
                     (return (i32.const 0)))
                 throw_ref)
             (func $thrower (export "thrower") (param $depth i32) (result i64)
                 (i64.extend_i32_s (call $deep (local.get $depth) (local.get $depth))))
             (func $tail (param $depth i32) (param f64) (result i32)
-                (return_call $deep (local.get $depth) (local.get $depth)))
+                ({tail} $deep (local.get $depth) (local.get $depth)))
             {functions})"#
     )
 }
@@ -92,7 +102,9 @@ fn function(name: &str, body: &str, locals: &str, list: &str, check: &str) -> St
 }
 
 fn run(bench: &Bench<'_>, name: &str, how: &str) -> Result<String, String> {
-    let mut program = bench.load(&text())?;
+    let tails = name.starts_with("tail");
+    let mut program = bench.load(&text(tails))?;
+    holds(!tails || program.store.largest_argument_area() > 0, || "no frame owns its arguments".to_owned())?;
     let mut stack = program.stack()?;
     let depths = [0, 1, bench.depth(300, 60), 2];
     let seen = watched(|| depths.iter().try_for_each(|depth| program.expect_on(&mut stack, name, &[*depth], -1)))?;
@@ -102,7 +114,7 @@ fn run(bench: &Bench<'_>, name: &str, how: &str) -> Result<String, String> {
 }
 
 fn uncaught(bench: &Bench<'_>) -> Result<String, String> {
-    let mut program = bench.load(&text())?;
+    let mut program = bench.load(&text(false))?;
     let mut stack = program.stack()?;
     for round in 0..3 {
         match program.call_on(&mut stack, "thrower", &[super::i32(bench.depth(300, 60))])? {

@@ -1,16 +1,29 @@
-//! Tail calls: after growth, with more and with fewer arguments than came in, and without end in constant room.
+//! Tail calls, in frames that own and pop their stack arguments: after growth, with more, fewer and as many of them as came in, with
+//! results in a frame further up, and without end in constant room.
 
-use super::values::{KINDS, in_turn, types};
-use super::{Bench, Item, holds};
+use super::calls::{passing, returning};
+use super::values::{KINDS, Kind, in_turn, types};
+use super::watch::{SEGMENT, STEP, watched};
+use super::{Bench, Item, Program, holds};
 
 pub const ITEMS: &[Item] = &[
     ("tail/ten-results", ten_results),
+    ("tail/results-on-the-stack", results_on_the_stack),
+    ("tail/calls-with-arguments", calls_with_arguments),
     ("tail/arguments", arguments),
+    ("tail/arguments-on-an-edge", arguments_on_an_edge),
     ("tail/return_call", |bench| constant(bench, "call")),
     ("tail/return_call_indirect", |bench| constant(bench, "indirect")),
     ("tail/return_call_ref", |bench| constant(bench, "reference")),
     ("tail/growth-between", growth_between),
 ];
+
+/// What the frames of a module own of arguments; its tail calls must have gone to such.
+fn area(program: &Program<'_>) -> Result<u32, String> {
+    let bytes = program.store.largest_argument_area();
+    holds(bytes > 0, || "no function owns its stack arguments".to_owned())?;
+    Ok(bytes)
+}
 
 /// `a` makes the stack grow, then makes a tail call to `b`, whose ten results go to the caller of `a`.
 fn ten_results(bench: &Bench<'_>) -> Result<String, String> {
@@ -49,6 +62,118 @@ fn ten_results(bench: &Bench<'_>) -> Result<String, String> {
     let stats = program.expect("run", &[depth], -1)?;
     holds(stats.growths > 1, || "growth in both was wanted".to_owned())?;
     Ok(format!("ten results of five kinds, {} growths", stats.growths))
+}
+
+/// A recursion each level of which has forty results of five kinds in the frame of its caller, which looks at every one: all
+/// these frames move while pointers to them wait in younger ones. It is entered by tail call.
+fn results_on_the_stack(bench: &Bench<'_>) -> Result<String, String> {
+    let kinds = in_turn(&KINDS, 8);
+    let list = types(&kinds);
+    let text = returning(&kinds).replace(
+        "(func (export \"run\")",
+        &format!("(func $turn (param i32) (result {list}) (return_call $deep (local.get 0))) (func (export \"run\")"),
+    );
+    let text = text.replace("(call $deep (local.get $depth))\n", "(call $turn (local.get $depth))\n");
+    // Twice without a branch between: what optimisation would make one address of must not be kept across the first call.
+    let Some(call) = text.find("(call $turn") else {
+        return Err("the recursion is not entered by tail call".to_owned());
+    };
+    let drops = "drop ".repeat(kinds.len());
+    let text = format!("{}(call $turn (local.get $depth)) {drops}{}", &text[..call], &text[call..]);
+    let mut program = bench.load(&text)?;
+    let (depth, mut stack) = (bench.depth(400, 60), program.stack()?);
+    for depth in [0, depth, 1, depth] {
+        program.expect_on(&mut stack, "run", &[depth], -1)?;
+    }
+    let growths = stack.stats().growths;
+    holds(growths > 2, || format!("{growths} growths"))?;
+    Ok(format!("{} results, depth {depth}, {growths} growths", kinds.len()))
+}
+
+/// Ordinary calls, between functions that pop what they are called with.
+fn calls_with_arguments(bench: &Bench<'_>) -> Result<String, String> {
+    let text = passing(&KINDS)
+        .replace("(func (export \"twice\")", "(func $tail (return_call $tail)) (func (export \"twice\")");
+    let mut program = bench.load(&text)?;
+    let (depth, mut stack) = (bench.depth(300, 80), program.stack()?);
+    for depth in [60, depth] {
+        program.expect_on(&mut stack, "twice", &[depth], i64::from(depth) + 1)?;
+    }
+    let growths = stack.stats().growths;
+    Ok(format!("50 arguments, {} bytes of them on the stack, depth {depth}, {growths} growths", area(&program)?))
+}
+
+/// The parameters of the functions that call each other in turn: more on the stack, as many, fewer, none.
+const COUNTS: [usize; 6] = [2, 31, 31, 17, 25, 1];
+
+/// `run(shift, depth)`: `shift` frames of sixteen bytes, then a chain of tail calls between functions with so many arguments of five
+/// kinds. Each compares every argument with what it must be and hands on what it got. −1, or what was wrong.
+fn handing_on() -> String {
+    let base = |at: usize| 100 + 13 * at as i32;
+    let mut functions = String::new();
+    for (place, count) in COUNTS.iter().enumerate() {
+        let kinds: Vec<Kind> = KINDS.iter().copied().cycle().take(*count).collect();
+        let params: String = kinds.iter().enumerate().map(|(at, kind)| format!("(param $a{at} {})", kind.0)).collect();
+        let check: String = (kinds.iter().enumerate())
+            .map(|(at, kind)| {
+                let must = kind.sum(&kind.number(base(at)), &kind.of("(local.get $depth)"));
+                let differ = kind.differ(&format!("(local.get $a{at})"), &must);
+                format!("(if {differ} (then (return (i64.const {}))))", 1000 * place + at)
+            })
+            .collect();
+        let next = match COUNTS.get(place + 1) {
+            Some(next) => {
+                let hand_on = |at: usize| {
+                    let kind = KINDS[at % KINDS.len()];
+                    // The argument of the same kind that came in, if there is one, moved by what their numbers differ in.
+                    let from = at % KINDS.len() + (at / KINDS.len()) % count.div_ceil(KINDS.len()) * KINDS.len();
+                    if from < *count {
+                        kind.sum(&format!("(local.get $a{from})"), &kind.number(base(at) - base(from)))
+                    } else {
+                        kind.sum(&kind.number(base(at)), &kind.of("(local.get $depth)"))
+                    }
+                };
+                let args: String = (0..*next).map(hand_on).collect();
+                format!("(return_call $f{} (local.get $depth) {args})", place + 1)
+            }
+            None => "(i64.const -1)".to_owned(),
+        };
+        functions.push_str(&format!("(func $f{place} (param $depth i32) {params} (result i64) {check} {next})"));
+    }
+    let first: String = (0..COUNTS[0])
+        .map(|at| {
+            let kind = KINDS[at % KINDS.len()];
+            kind.sum(&kind.number(base(at)), &kind.of("(local.get $depth)"))
+        })
+        .collect();
+    format!(
+        "(module
+            {functions}
+            (func $shift (param $left i32) (param $depth i32) (result i64)
+                (if (i32.eqz (local.get $left)) (then (return (call $f0 (local.get $depth) {first}))))
+                (i64.mul (i64.const 1) (call $shift (i32.sub (local.get $left) (i32.const 1)) (local.get $depth))))
+            (func (export \"run\") (param $shift i32) (param $depth i32) (result i64)
+                (call $shift (local.get $shift) (local.get $depth))))"
+    )
+}
+
+/// Every start of such a chain over one segment: the edge cuts its frames and their argument areas at every offset.
+fn arguments_on_an_edge(bench: &Bench<'_>) -> Result<String, String> {
+    let mut program = bench.load(&handing_on())?;
+    let offsets = SEGMENT / STEP;
+    let seen = watched(|| {
+        bench
+            .sweep(offsets)
+            .try_for_each(|shift| program.expect("run", &[shift as i32, shift as i32 + 3], -1).map(|_| ()))
+    })?;
+    holds(seen.growths > 0, || "the stack never grew".to_owned())?;
+    Ok(format!(
+        "{COUNTS:?} arguments in turn, up to {} bytes of them on the stack, {}, {} growths at {} offsets",
+        area(&program)?,
+        bench.swept(offsets, "starts"),
+        seen.growths,
+        seen.offsets.len()
+    ))
 }
 
 /// Tail calls from few arguments to many, which do not fit registers, to few again, with growth in each function and a frame of
@@ -135,13 +260,16 @@ fn constant(bench: &Bench<'_>, how: &str) -> Result<String, String> {
     let mut program = bench.load(&text)?;
     let calls = match (bench.always(), bench.every) {
         (false, 1) => 1_000_000,
+        // One of the three, as a move takes twenty microseconds.
+        (true, 1) if how == "call" => 1_000_000,
         (false, _) => 20_000,
         (true, _) => 1_000,
     };
     let stats = program.expect("run", &[calls], calls.into())?;
     let first = bench.config.policy.initial as u64;
     holds(stats.largest == first, || format!("{calls} tail calls took {} bytes of stack", stats.largest))?;
-    Ok(format!("{calls} tail calls in {first} bytes"))
+    let area = area(&program)?;
+    Ok(format!("{calls} tail calls in {first} bytes, {area} bytes of arguments in a frame, {} moves", stats.growths))
 }
 
 /// A chain of tail calls each link of which goes deep first and comes back, deeper each time.

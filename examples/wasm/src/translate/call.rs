@@ -1,11 +1,11 @@
 //! Calls: direct, through a table, through a reference; and tail calls of the three kinds.
 //!
-//! A tail call leaves its arguments and its callee in the context and returns: what called the function makes the call
-//! ([`crate::glue::tail_loop`]).
+//! In a module with tail calls every function has a body by Cranelift's `Tail` convention. Calls of the module's own functions go there,
+//! and tail calls, wherever they go; a callee from a module without such calls is called by an intermediary of its type.
 
 use super::{Callee, Target, Translator};
 use crate::context::Context;
-use crate::emit::{signature, trusted};
+use crate::emit::trusted;
 use crate::error::Error;
 use crate::module::Module;
 use crate::object::{Function, Table};
@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::mem::offset_of;
 use wasmparser::{FunctionBody, Operator as Op};
 
-/// Whether a body makes tail calls; the interned types of the functions that they go to are added to `callees`.
+/// Whether a body makes tail calls; the interned types of those that may leave the module are added to `callees`.
 ///
 /// # Errors
 /// [`Error::Invalid`], which a validated body does not give.
@@ -46,6 +46,9 @@ impl Translator<'_, '_> {
                 let ty = self.scope.module.funcs[function_index as usize];
                 let callee = match self.scope.addresses.imported_code.get(function_index as usize) {
                     Some(&Some((code, _))) => Callee::Address(self.e.address(code)),
+                    None if self.scope.tails => {
+                        Callee::Body((self.declare)(self.e.b.func, Target::Body(function_index)))
+                    }
                     _ => Callee::Local((self.declare)(self.e.b.func, Target::Function(function_index))),
                 };
                 self.call(callee, ty);
@@ -60,14 +63,26 @@ impl Translator<'_, '_> {
                 self.call_reference(function, self.scope.module.types[type_index as usize]);
             }
             Op::ReturnCall { function_index } => {
-                let body = match self.scope.addresses.imported_code.get(function_index as usize) {
-                    Some(&Some((_, body))) => self.e.address(body),
-                    _ => {
+                let ty = self.scope.module.funcs[function_index as usize];
+                match self.scope.addresses.imported_code.get(function_index as usize) {
+                    None => {
                         let body = (self.declare)(self.e.b.func, Target::Body(function_index));
-                        self.e.b.ins().func_addr(I64, body)
+                        self.tail_call(Callee::Body(body), ty);
                     }
-                };
-                self.tail_call(body, self.scope.module.funcs[function_index as usize]);
+                    Some(&Some((code, 0))) => {
+                        let code = self.e.address(code);
+                        self.tail_call_out(code, ty);
+                    }
+                    Some(&Some((_, body))) => {
+                        let body = self.e.address(body);
+                        self.tail_call(Callee::BodyAt(body), ty);
+                    }
+                    Some(None) => {
+                        let function = (self.declare)(self.e.b.func, Target::Function(function_index));
+                        let code = self.e.b.ins().func_addr(I64, function);
+                        self.tail_call_out(code, ty);
+                    }
+                }
             }
             Op::ReturnCallIndirect { type_index, table_index } => {
                 let (function, ty) = self.function_in_table(type_index, table_index);
@@ -99,20 +114,31 @@ impl Translator<'_, '_> {
 
     fn tail_call_reference(&mut self, function: Value, ty: TypeId) {
         let body = self.e.b.ins().load(I64, trusted(), function, offset_of!(Function, body) as i32);
-        self.tail_call(body, ty);
+        let (inside, outside) = (self.block(&[]), self.block(&[]));
+        self.e.b.ins().brif(body, inside, &[], outside, &[]);
+        let operands = self.stack.clone();
+        self.e.b.switch_to_block(inside);
+        self.e.b.seal_block(inside);
+        self.tail_call(Callee::BodyAt(body), ty);
+        self.stack = operands;
+        self.e.b.switch_to_block(outside);
+        self.e.b.seal_block(outside);
+        let code = self.e.b.ins().load(I64, trusted(), function, offset_of!(Function, code) as i32);
+        self.tail_call_out(code, ty);
     }
 
-    /// Asks for a call of `body`, of type `ty`, with the operands, and returns.
-    fn tail_call(&mut self, body: Value, ty: TypeId) {
-        let args = self.pop_many(self.func_type(ty).params.len());
-        for (index, arg) in args.into_iter().enumerate() {
-            self.e.set_slot(Context::PARAMS, index, arg);
-        }
-        let adapter = (self.declare)(self.e.b.func, Target::Adapter(ty));
-        let adapter = self.e.b.ins().func_addr(I64, adapter);
-        self.e.set_word(Context::TAIL_ADAPTER, adapter);
-        self.e.set_word(Context::TAIL_CALLEE, body);
-        self.return_nothing();
+    /// A tail call of code that is called as the platform calls, by an intermediary.
+    fn tail_call_out(&mut self, code: Value, ty: TypeId) {
+        self.e.set_word(Context::TAIL_CALLEE, code);
+        let intermediary = (self.declare)(self.e.b.func, Target::WayOut(ty));
+        self.tail_call(Callee::Body(intermediary), ty);
+    }
+
+    /// Calls a body of type `ty` with the operands in this function's stead.
+    fn tail_call(&mut self, callee: Callee, ty: TypeId) {
+        let ty = self.func_type(ty);
+        let args = self.pop_many(ty.params.len());
+        self.e.tail_call(callee, ty, &args);
         self.reachable = false;
     }
 
@@ -124,8 +150,7 @@ impl Translator<'_, '_> {
     fn call(&mut self, callee: Callee, ty: TypeId) {
         let ty = self.func_type(ty);
         let args = self.pop_many(ty.params.len());
-        let signature = self.e.b.import_signature(signature(ty));
-        let results = self.e.call(callee, ty, signature, &args);
+        let results = self.e.call(callee, ty, &args);
         self.stack.extend(results);
         self.look_for_exception();
     }

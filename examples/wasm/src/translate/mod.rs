@@ -30,7 +30,7 @@ pub struct Addresses {
     /// Function references.
     pub functions: Vec<usize>,
     /// Code of functions that are not of this module.
-    /// Its code, and that for whoever makes its tail calls.
+    /// What calls go to, and what tail calls go to, or 0.
     pub imported_code: Vec<Option<(usize, usize)>>,
     /// Where tables keep base and length.
     pub tables: Vec<usize>,
@@ -83,17 +83,19 @@ pub struct Scope<'a> {
     pub addresses: &'a Addresses,
     /// Calls may come back with an exception.
     pub throws: bool,
+    /// The module makes tail calls: its functions have bodies.
+    pub tails: bool,
 }
 
 /// A function of this module that code refers to.
 #[derive(Clone, Copy)]
 pub enum Target {
-    /// What callers call.
+    /// What others call, as the platform calls.
     Function(u32),
-    /// What a maker of tail calls calls.
+    /// What the module itself calls where it makes tail calls.
     Body(u32),
-    /// The maker of tail calls to functions of this type.
-    Adapter(TypeId),
+    /// What makes tail calls to functions of this type that have no body.
+    WayOut(TypeId),
 }
 
 /// Makes a function of this module callable from another.
