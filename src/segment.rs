@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!  mapping            base                                   top
-//!  | guard, no access | usable, grows down from top          |
+//!  | guard, no access | usable, grows down from top          | a page that nobody touches |
 //! ```
+//! The oldest frame ends at the top. A debugger that goes by frame records reads the word behind each frame, and lldb takes one behind which
+//! nothing can be read for no frame: hence the page. It takes addresses, not memory.
 
 pub(crate) mod remap;
 
@@ -93,7 +95,9 @@ impl Segment {
         generation: u64,
     ) -> Result<Segment, Error> {
         let failed = |errno: nix::Error| Error::Memory { what: "a data segment", bytes: size, errno: errno as i32 };
-        let mapped = size.checked_add(guard).ok_or(failed(nix::Error::ENOMEM))?;
+        let page = page_size();
+        let mapped =
+            size.checked_add(guard).and_then(|bytes| bytes.checked_add(page)).ok_or(failed(nix::Error::ENOMEM))?;
         let length = NonZeroUsize::new(mapped).ok_or(failed(nix::Error::EINVAL))?;
         let record = boxed("a segment's record", Record::default())?;
         // SAFETY: an anonymous mapping at an address of the system's choice touches no existing memory.
@@ -106,7 +110,9 @@ impl Segment {
         let mut segment = Segment { mapping, mapped, record };
         // SAFETY: the range is the upper part of the mapping made above, which nobody else knows yet.
         unsafe {
-            mprotect(mapping.add(guard).cast(), size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).map_err(failed)?;
+            // One protection for both is one mapping of the system's.
+            let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            mprotect(mapping.add(guard).cast(), size + page, access).map_err(failed)?;
         }
         segment.seal(base, base + size, identity, generation);
         Ok(segment)
@@ -212,6 +218,8 @@ mod tests {
         assert!(!record.holds(record.base, page + 1));
         assert!(!record.holds(record.base - 1, 1));
         assert!(!record.holds(record.top, 1));
+        // SAFETY: the page above is part of the mapping.
+        assert_eq!(unsafe { read_word(record.top) }, 0, "what debuggers read behind the oldest frame");
     }
 
     #[test]

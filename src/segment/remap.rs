@@ -3,9 +3,7 @@
 //! A page that moves is neither faulted in nor copied. The source stays mapped, without pages, so that nobody else's mapping comes to
 //! lie there before the segment goes (`MREMAP_DONTUNMAP`, Linux 5.7); where the kernel cannot, the bytes are copied.
 
-#[cfg(target_os = "linux")]
-use super::page_size;
-use super::{Segment, boxed};
+use super::{Segment, boxed, page_size};
 use crate::abi::Record;
 use crate::error::Error;
 use crate::policy::Policy;
@@ -36,7 +34,9 @@ impl Segment {
             return Segment::map(size, guard, identity, generation);
         }
         let failed = |errno: nix::Error| Error::Memory { what: "a data segment", bytes: size, errno: errno as i32 };
-        let wanted = size.checked_add(guard).and_then(|bytes| bytes.checked_add(HUGE)).and_then(NonZeroUsize::new);
+        let page = page_size();
+        let more = HUGE + page;
+        let wanted = size.checked_add(guard).and_then(|bytes| bytes.checked_add(more)).and_then(NonZeroUsize::new);
         let length = wanted.ok_or(failed(nix::Error::ENOMEM))?;
         let record = boxed("a segment's record", Record::default())?;
         // SAFETY: an anonymous mapping at an address of the system's choice touches no existing memory.
@@ -45,17 +45,17 @@ impl Segment {
         }
         .map_err(failed)?
         .cast::<u8>();
-        // What lies above the top stays inaccessible, as the guard does.
-        let top = (mapping.as_ptr().expose_provenance() + length.get()) & !(HUGE - 1);
+        // What lies above the top, but for the page there, stays inaccessible, as the guard does.
+        let top = (mapping.as_ptr().expose_provenance() + length.get() - page) & !(HUGE - 1);
         let base = top - size;
         let mut segment = Segment { mapping, mapped: length.get(), record };
         // SAFETY: the range lies in the mapping made above, which nobody else knows yet: at least the guard and at most that and
-        // `HUGE` bytes above its beginning.
+        // `HUGE` bytes above its beginning, and so is the page above the top.
         unsafe {
             let usable = mapping.add(base - mapping.addr().get());
-            mprotect(usable.cast(), size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).map_err(failed)?;
+            mprotect(usable.cast(), size + page, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).map_err(failed)?;
         }
-        advise_huge(base, size);
+        advise_huge(base, size + page);
         segment.seal(base, top, identity, generation);
         Ok(segment)
     }
