@@ -1,7 +1,8 @@
 """What a backtrace must hold at each stop. Shared by the scripts for both debuggers.
 
 CHAINS in the environment names the functions that a backtrace at each stop must hold, youngest first: commas between them,
-semicolons between stops; one with ! in front must not be there at all, name*N stands for N of them.
+semicolons between stops; one with ! in front must not be there at all, name*N stands for N of them, and name=N says that there are N
+in the whole backtrace.
 """
 import os
 import re
@@ -20,19 +21,26 @@ MANAGED = "?" in os.environ["CHAINS"]
 # Instructions from one stop to the next after which to give up; 0: go there at once.
 STEPS = int(os.environ.get("STEPS", "0"))
 # More frames than there are.
-FRAMES = 200
+FRAMES = 400
+# A debugger goes by the address that a frame returns to, which in a frame that counts as a signal's is a label of the stub.
+LABELS = {"cfi_stack_entry_return": "cfi_stack_enter"}
 
 
 def plain(name):
     """A function's name without its path, its generic arguments and its hash."""
-    return re.sub("::h[0-9a-f]{16}$|::<.*|<.*|\\(.*", "", name or "?").rsplit("::", 1)[-1]
+    name = re.sub("::h[0-9a-f]{16}$|::<.*|<.*|\\(.*", "", name or "?").rsplit("::", 1)[-1]
+    return LABELS.get(name, name)
 
 
 def missing(chain, names):
     """The first word of the chain that does not hold; None when all do."""
     position = 0
     for wanted in chain:
-        if wanted.startswith("!"):
+        name, equal, count = wanted.partition("=")
+        if equal:
+            if names.count(name) != int(count):
+                return wanted
+        elif wanted.startswith("!"):
             if wanted[1:] in names:
                 return wanted
         elif wanted in names[position:]:

@@ -14,6 +14,7 @@ pub const ITEMS: &[Item] = &[
     ("nest/growth-after-return", growth_after_return),
     ("nest/trap-in-the-innermost", trap_in_the_innermost),
     ("nest/backtrace", backtrace),
+    ("nest/backtrace-at-each-depth", backtrace_at_each_depth),
 ];
 
 thread_local! {
@@ -186,4 +187,39 @@ fn backtrace(bench: &Bench<'_>) -> Result<String, String> {
     program.expect("within", &[5], 13)?;
     holds(after > 0 && (before == 0 || bench.always()), || format!("{before} and {after} growths"))?;
     Ok(format!("3 stops; {before} and {after} growths"))
+}
+
+/// A stop for a debugger at each depth of a recursion, which `ci/debuggers` runs this item in: each eighth call goes through native code, back
+/// to the same stack, and all frames below move when it grows. They own what they were called with on the stack.
+fn backtrace_at_each_depth(bench: &Bench<'_>) -> Result<String, String> {
+    const DEPTH: i32 = 40;
+    const LIVE: usize = 50;
+    let locals: String = (0..LIVE).map(|at| format!("(local $l{at} i64)")).collect();
+    let load = |at: usize| format!("(local.set $l{at} (i64.load offset={} (local.get $depth)))", 8 * at);
+    let loads: String = (0..LIVE).map(load).collect();
+    let sum: String = (0..LIVE).map(|at| format!("(local.get $l{at}) i64.add ")).collect();
+    let (more, fives) = ("(param i64)".repeat(9), "(i64.const 5)".repeat(9));
+    let text = format!(
+        r#"(module
+            (import "native" "within" (func $within (param funcref i32) (result i64)))
+            (import "native" "stop" (func $stop (result i64)))
+            (memory 1)
+            (elem declare func $run)
+            (func $run (export "run") (param $depth i32) (result i64)
+                (return_call $at (local.get $depth) {fives}))
+            (func $at (param $depth i32) {more} (result i64) {locals} (local $below i64)
+                {loads}
+                (local.set $below (call $stop))
+                (if (i32.lt_u (local.get $depth) (i32.const {DEPTH})) (then
+                    (local.set $depth (i32.add (local.get $depth) (i32.const 1)))
+                    (local.set $below (i64.add (local.get $below)
+                        (if (result i64) (i32.and (local.get $depth) (i32.const 7))
+                            (then (call $at (local.get $depth) {fives}))
+                            (else (call $within (ref.func $run) (local.get $depth))))))))
+                (local.get $below) {sum}))"#
+    );
+    let mut program = bench.load(&text)?;
+    let stats = program.expect("run", &[0], i64::from(DEPTH) + 1)?;
+    holds(stats.growths > 2, || format!("{} growths", stats.growths))?;
+    Ok(format!("{} stops, {} growths", DEPTH + 1, stats.growths))
 }
