@@ -121,24 +121,31 @@ impl<'t> Bench<'t> {
     fn load_with(&self, text: &str, change: impl FnOnce(&mut Config)) -> Result<Program<'t>, String> {
         let mut config = self.config;
         change(&mut config);
-        let buffer = wast::parser::ParseBuffer::new(text).map_err(|error| error.to_string())?;
-        let mut wat: wast::Wat<'_> = wast::parser::parse(&buffer).map_err(|error| error.to_string())?;
-        let bytes = wat.encode().map_err(|error| error.to_string())?;
-        let mut store = Store::new(self.thread, config);
-        let exports =
-            Module::parse(bytes, &mut store.types).and_then(|module| instantiate(&mut store, &module, &Native));
-        let exports = exports.map_err(|error| error.to_string())?;
-        Ok(Program { store, exports })
+        let mut program = Program { store: Store::new(self.thread, config), exports: Exports::new() };
+        program.add(text)?;
+        Ok(program)
     }
 }
 
-/// An instance and its store.
+/// A store, and what its instances export.
 struct Program<'t> {
     store: Store<'t>,
     exports: Exports,
 }
 
 impl Program<'_> {
+    /// Adds an instance of the module with this text, which can import from `earlier` what those before it export.
+    fn add(&mut self, text: &str) -> Result<(), String> {
+        let buffer = wast::parser::ParseBuffer::new(text).map_err(|error| error.to_string())?;
+        let mut wat: wast::Wat<'_> = wast::parser::parse(&buffer).map_err(|error| error.to_string())?;
+        let bytes = wat.encode().map_err(|error| error.to_string())?;
+        let module = Module::parse(bytes, &mut self.store.types).map_err(|error| error.to_string())?;
+        let imports = Imports { earlier: &self.exports };
+        let exports = instantiate(&mut self.store, &module, &imports).map_err(|error| error.to_string())?;
+        self.exports.extend(exports);
+        Ok(())
+    }
+
     fn function(&self, name: &str) -> Result<usize, String> {
         match self.exports.get(name) {
             Some(Extern::Func(number)) => Ok(*number),
@@ -194,11 +201,13 @@ fn holds(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(), Stri
 }
 
 /// Where the modules' imports come from.
-struct Native;
+struct Imports<'e> {
+    earlier: &'e Exports,
+}
 
-impl Linker for Native {
-    fn find(&self, _: &str, _: &str) -> Option<Extern> {
-        None
+impl Linker for Imports<'_> {
+    fn find(&self, module: &str, name: &str) -> Option<Extern> {
+        if module == "earlier" { self.earlier.get(name).cloned() } else { None }
     }
 
     fn host(&self, module: &str, name: &str) -> Option<Entry> {

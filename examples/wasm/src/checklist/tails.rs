@@ -16,6 +16,7 @@ pub const ITEMS: &[Item] = &[
     ("tail/return_call_indirect", |bench| constant(bench, "indirect")),
     ("tail/return_call_ref", |bench| constant(bench, "reference")),
     ("tail/growth-between", growth_between),
+    ("tail/between-modules", between_modules),
 ];
 
 /// What the frames of a module own of arguments; its tail calls must have gone to such.
@@ -293,4 +294,70 @@ fn growth_between(bench: &Bench<'_>) -> Result<String, String> {
     let stats = program.expect("run", &[links], must)?;
     holds(stats.growths > 0, || "the stack did not grow".to_owned())?;
     Ok(format!("{links} links, {} growths", stats.growths))
+}
+
+/// Tail calls to functions of another module: of one without tail calls, whose functions own no arguments, of one with, and of the host; named
+/// and by reference. All that is called so makes the stack grow.
+fn between_modules(bench: &Bench<'_>) -> Result<String, String> {
+    const ARGUMENTS: usize = 13;
+    let (params, sum): (String, String) =
+        (1..=ARGUMENTS).map(|at| (" i64", format!("(local.get {at}) i64.add "))).unzip();
+    let list: String = (1..=ARGUMENTS).map(|at| format!("(i64.const {at})")).collect();
+    let plain = format!(
+        "(module
+            (func $count (export \"count\") (param i32) (result i64)
+                (if (result i64) (local.get 0)
+                    (then (i64.add (i64.const 1) (call $count (i32.sub (local.get 0) (i32.const 1)))))
+                    (else (i64.const 0))))
+            (func (export \"many\") (param i32 {params}) (result i64 f64)
+                (call $count (local.get 0)) {sum} (f64.const 0.5)))"
+    );
+    let tails = "(module
+        (import \"earlier\" \"count\" (func $count (param i32) (result i64)))
+        (func $spin (export \"spin\") (param i32) (result i64)
+            (if (i32.lt_u (local.get 0) (i32.const 1000000)) (then
+                (return_call $spin (i32.add (local.get 0) (i32.const 1000000)))))
+            (return_call $count (i32.sub (local.get 0) (i32.const 1000000)))))";
+    let both = "(local.set $float) (if (f64.ne (local.get $float) (f64.const 0.5)) (then (return (i64.const 1))))
+        (local.get $must) (if (i64.ne) (then (return (i64.const 2))))";
+    let one = "(i64.extend_i32_u (local.get $depth)) (if (i64.ne) (then (return (i64.const 3))))";
+    let text = format!(
+        "(module
+            (type $m (func (param i32 {params}) (result i64 f64)))
+            (type $s (func (param i32) (result i64)))
+            (import \"earlier\" \"many\" (func $many (type $m)))
+            (import \"earlier\" \"spin\" (func $spin (type $s)))
+            (import \"native\" \"within\" (func $within (param funcref i32) (result i64)))
+            (table funcref (elem $many $spin))
+            (elem declare func $spin $many)
+            (func $many-named (param i32) (result i64 f64) (return_call $many (local.get 0) {list}))
+            (func $many-listed (param i32) (result i64 f64)
+                (return_call_indirect (type $m) (local.get 0) {list} (i32.const 0)))
+            (func $many-referred (param i32) (result i64 f64)
+                (return_call_ref $m (local.get 0) {list} (ref.func $many)))
+            (func $spin-named (type $s) (return_call $spin (local.get 0)))
+            (func $spin-listed (type $s) (return_call_indirect (type $s) (local.get 0) (i32.const 1)))
+            (func $spin-referred (type $s) (return_call_ref $s (local.get 0) (ref.func $spin)))
+            (func $native (type $s) (return_call $within (ref.func $spin) (local.get 0)))
+            (func (export \"run\") (param $depth i32) (result i64) (local $must i64) (local $float f64)
+                (local.set $must (i64.add (i64.const 91) (i64.extend_i32_u (local.get $depth))))
+                (call $many-named (local.get $depth)) {both}
+                (call $many-listed (local.get $depth)) {both}
+                (call $many-referred (local.get $depth)) {both}
+                (call $spin-named (local.get $depth)) {one}
+                (call $spin-listed (local.get $depth)) {one}
+                (call $spin-referred (local.get $depth)) {one}
+                (call $native (local.get $depth)) {one}
+                (i64.const -1)))"
+    );
+    let mut program = bench.load(&plain)?;
+    holds(program.store.largest_argument_area() == 0, || "a module without tail calls has such frames".to_owned())?;
+    program.add(tails)?;
+    program.add(&text)?;
+    let mut growths = 0;
+    for depth in [0, bench.depth(400, 60), 1] {
+        growths += program.expect("run", &[depth], -1)?.growths;
+    }
+    holds(growths > 0, || "the stack did not grow".to_owned())?;
+    Ok(format!("7 ways out of a module, {} bytes of arguments in a frame, {growths} growths", area(&program)?))
 }
