@@ -335,3 +335,6 @@ extern "C" fn cfi_stack_unlinked(frame: usize) -> ! {
         slot: frame,
     })
 }
+
+#[cfg(test)]
+mod tests;

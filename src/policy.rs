@@ -195,6 +195,33 @@ mod tests {
     }
 
     #[test]
+    fn each_rule_is_named() {
+        let fine = Policy::default();
+        let broken = [
+            (Policy { initial: 0, ..fine }, "`initial` is 0"),
+            (Policy { initial: PAGE + 16, ..fine }, "`initial` is not a multiple"),
+            (Policy { maximum: fine.maximum + 16, ..fine }, "`maximum` is not a multiple"),
+            (Policy { initial: 4 * PAGE, maximum: 2 * PAGE, ..fine }, "`maximum` is below `initial`"),
+            (Policy { maximum: LARGEST + PAGE, ..fine }, "`maximum` is above 1 TiB"),
+            (Policy { guard: LARGEST + PAGE, ..fine }, "`guard` is not"),
+            (Policy { growth: 1, ..fine }, "`growth` is not"),
+            (Policy { growth_large: 17, shrink_below: 99, ..fine }, "`growth_large` is not"),
+            (Policy { shrink_below: 4, ..fine }, "`shrink_below` is not"),
+            (Policy { keep: fine.maximum, ..fine }, "`keep` is not"),
+            (Policy { reserve: 63, ..fine }, "`reserve` is below"),
+            (Policy { reserve: PAGE / 2 + 1, ..fine }, "`reserve` is more than half"),
+            (Policy { lift_bytes: 255, ..fine }, "`lift_bytes` is below"),
+            (Policy { smallest_frame: 15, ..fine }, "`smallest_frame` is below"),
+            (Policy { shadow_reserve: 511, ..fine }, "`shadow_reserve` is not"),
+            (Policy { shadow_reserve: LARGEST + 1, ..fine }, "`shadow_reserve` is not"),
+        ];
+        for (policy, rule) in broken {
+            let named = policy.validate(PAGE);
+            assert!(matches!(named, Err(Error::Policy(text)) if text.starts_with(rule)), "{rule}: {named:?}");
+        }
+    }
+
+    #[test]
     fn growth_doubles_to_the_maximum_and_no_further() {
         let policy = Policy { maximum: 20 << 10, ..Policy::default() };
         assert_eq!(policy.next_size(4096, 5000), Ok(8192));

@@ -3,9 +3,12 @@
 #![cfg(all(cfi_stack_native, target_os = "linux"))]
 
 use cfi_stack::codemap::{FrameLayout, Registration};
+use cfi_stack::engine::{self, Activation};
+use cfi_stack::inspect;
 use cfi_stack::pac::{RawPc, Signing};
 use cfi_stack::thread::Thread;
 use cfi_stack::{Error, Policy, Stack};
+use std::ptr::NonNull;
 
 const LAYOUT: FrameLayout = FrameLayout::new(32, Signing::None);
 
@@ -86,4 +89,39 @@ fn publishing_and_withdrawing_leaves_nothing_mapped() {
     }
     let after = mapped();
     assert!(after < before + (16 << 20), "{before} bytes mapped before, {after} after");
+}
+
+#[test]
+fn an_idle_stack_has_nothing_to_resume_or_to_discard_and_no_room_without_end() {
+    let thread = Thread::attach().expect("a thread can be attached");
+    let policy = Policy::default();
+    let activation = Activation::new();
+    let mut stack = Stack::new(&thread, policy).expect("a modest policy");
+    // SAFETY: refused before anything runs.
+    assert_eq!(unsafe { stack.resume(&thread, &activation, 1) }, Err(Error::NotSuspended));
+    assert_eq!(stack.discard(), Err(Error::NotSuspended));
+    for bytes in [policy.maximum, 1 << 62, usize::MAX - policy.reserve, usize::MAX] {
+        let overflow = Error::Overflow { needed: bytes.saturating_add(policy.reserve), maximum: policy.maximum };
+        assert_eq!(stack.reserve(bytes), Err(overflow.clone()));
+        assert_eq!(Stack::with_size(&thread, policy, bytes).expect_err("too much"), overflow);
+    }
+    assert_eq!((stack.shrink_to_fit(), stack.compact()), (Ok(false), Ok(false)));
+    assert_eq!((stack.size(), stack.stats().growths), (policy.initial, 0));
+}
+
+#[test]
+fn what_native_code_asks_for_is_refused_where_no_managed_code_has_called_it() {
+    let _thread = Thread::attach().expect("a thread can be attached");
+    let activation = Activation::new();
+    let entry = RawPc::new(0x7200_0000_0000);
+    // SAFETY: refused before anything runs or moves.
+    unsafe {
+        assert_eq!(engine::enter_again(&activation, entry, [0; 4]), Err(Error::NotInExit));
+        assert_eq!(engine::reserve(&activation, 0), Err(Error::NotInExit));
+        assert_eq!(engine::compact(&activation), Err(Error::NotInExit));
+    }
+    assert_eq!(inspect::activation(&activation).expect_err("nothing runs"), Error::NotInExit);
+    // SAFETY: this thread runs no activation, so the context, which is none, is not looked at.
+    let left = unsafe { engine::leave_from_signal(std::ptr::null_mut(), NonNull::from(&activation), 1) };
+    assert_eq!(left, Err(Error::NotManaged));
 }

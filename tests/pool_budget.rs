@@ -28,6 +28,9 @@ fn leases_count_from_the_moment_there_is_a_budget() {
     std::thread::spawn(move || drop(early)).join().unwrap();
     assert_eq!(pool::stats().counted_bytes, 2 * one);
     pool::set_budget(0);
+    let mut ran = false;
+    assert!(matches!(cfi_stack::ensure(1 << 30, || ran = true), Err(Error::Budget { .. })));
+    assert!(!ran, "what was to run on a further stack has not run");
     assert!(matches!(pool::lease(1), Err(Error::Budget { left: 0, .. })));
     drop(late);
     assert_eq!((pool::stats().counted_bytes, quota.stacks()), (0, 0));
