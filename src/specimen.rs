@@ -31,6 +31,8 @@ mod kinds;
 mod programs;
 #[cfg(test)]
 mod properties;
+#[cfg(any(cfi_stack_native, test))]
+mod scanned;
 pub mod tampering;
 
 use crate::abi::Record;

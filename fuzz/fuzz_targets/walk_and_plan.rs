@@ -1,7 +1,5 @@
 //! Walker, planner and relocation over specimens: the input decides a stack, a code map that may lie about it, and what an
 //! attacker writes when. [`Specimen::migrate`] panics when a law is broken; what oversteps a segment, AddressSanitizer sees.
-//!
-//! Nothing is asked of an input: decisions that it has no bytes left for are all 0.
 
 #![no_main]
 
@@ -9,16 +7,11 @@ use cfi_stack::codemap::Register;
 use cfi_stack::pac::{Binding, PointerSigning, Signing};
 use cfi_stack::specimen::tampering::Tampering;
 use cfi_stack::specimen::{Design, Function, Specimen};
+use cfi_stack_fuzz::picker;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let mut bytes = data.iter().copied();
-    // No more bytes than the choice needs, so that most of an input's changes are changes of meaning.
-    let mut pick = |n: u64| {
-        let needed = (u64::BITS - (n - 1).leading_zeros()).div_ceil(8);
-        let number = (0..needed).fold(0_u64, |number, _| number << 8 | u64::from(bytes.next().unwrap_or(0)));
-        number % n
-    };
+    let mut pick = picker(data);
     let lies = pick(4) == 0;
     let count = pick(8);
     let tampering: Vec<Tampering> = (0..count).map(|_| Tampering::choose(&mut pick)).collect();

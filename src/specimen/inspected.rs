@@ -1,12 +1,9 @@
 //! What `inspect` tells of random specimens, honest ones and such as an attacker has written to.
 
 use super::{Design, Specimen};
-use crate::abi::Extent;
-use crate::inspect::look::{Bottom, First, Seen, Start, View};
-use crate::inspect::{Cut, Frame, Kind, Mark, Owner, Picture, Segment, Shadow, State, Target, svg};
+use crate::inspect::{Kind, Mark, Owner, Picture, Segment, Shadow, State, Target, svg};
 use crate::pac::Signing;
 use crate::signer::model;
-use crate::walk::Piece;
 use quickcheck::{Arbitrary, Gen, QuickCheck, Testable};
 
 fn check<P: Testable>(cases: u64, property: P) {
@@ -18,33 +15,6 @@ fn make(design: &Design) -> Specimen {
 }
 
 impl Specimen {
-    fn seen(&self, pieces: &[Piece]) -> (Vec<Frame>, Option<Cut>) {
-        let record = &self.source.record;
-        let view = View {
-            extent: Extent { base: record.base, top: record.top },
-            smallest_frame: 16,
-            authenticates: self.authenticates(),
-            shadow: self.shadow.is_some(),
-            field: if self.authenticates() { model::FIELD } else { 0 },
-        };
-        let mut seen = Seen::default();
-        for piece in pieces {
-            let start = Start { record: piece.youngest, owner: First::Stub(piece.stub) };
-            // SAFETY: the source is owned by self and mapped.
-            let Some((_, end)) = (unsafe {
-                view.run(start, &[Bottom { pc: piece.bottom, at_top: false }], Some(&self.table), &mut seen)
-            }) else {
-                break;
-            };
-            let span_end = piece.base_cfa + piece.arguments;
-            if end != piece.base_cfa && end != span_end {
-                seen.cut = Some(Cut { at: end, why: "the oldest frame does not end where it was entered" });
-                break;
-            }
-        }
-        view.told(seen)
-    }
-
     fn picture(&self) -> Picture {
         let record = &self.source.record;
         let (frames, cut) = self.seen(&self.pieces);
@@ -230,4 +200,13 @@ fn every_picture_is_text_and_a_drawing() {
         }
     }
     check(300, property as fn(Design, Design));
+}
+
+#[test]
+fn whatever_is_claimed_of_pieces_looking_ends_inside_the_segment() {
+    fn property(design: Design, decisions: Vec<u64>) {
+        let mut decisions = decisions.into_iter();
+        make(&design).scan(&mut |n| decisions.next().unwrap_or(0) % n);
+    }
+    check(3000, property as fn(Design, Vec<u64>));
 }
