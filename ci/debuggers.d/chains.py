@@ -22,14 +22,15 @@ MANAGED = "?" in os.environ["CHAINS"]
 STEPS = int(os.environ.get("STEPS", "0"))
 # More frames than there are.
 FRAMES = 400
-# A debugger goes by the address that a frame returns to, which in a frame that counts as a signal's is a label of the stub.
+# lldb names a frame of assembly by the last label before the address that it returns to: a function's call sites have some.
 LABELS = {"cfi_stack_entry_return": "cfi_stack_enter"}
+SITES = re.compile("(_exit)?_site$")
 
 
 def plain(name):
     """A function's name without its path, its generic arguments and its hash."""
     name = re.sub("::h[0-9a-f]{16}$|::<.*|<.*|\\(.*", "", name or "?").rsplit("::", 1)[-1]
-    return LABELS.get(name, name)
+    return LABELS.get(name, SITES.sub("", name))
 
 
 def missing(chain, names):
