@@ -14,8 +14,13 @@ fn main() {
         _ => return,
     };
     // Managed stacks; suspending them; re-signing and seals; moving pages; linked segments; switching; what the CPU is asked; what native code takes.
-    let files = ["", "_suspend", "_rebind", "_remap", "_link", "_switch", "_cpu", "_fudge"]
-        .map(|part| format!("asm/{isa}{part}.S"));
+    let mut files = ["", "_suspend", "_rebind", "_remap", "_link", "_switch", "_cpu", "_fudge"]
+        .map(|part| format!("asm/{isa}{part}.S"))
+        .to_vec();
+    if isa == "aarch64" {
+        // Signing under a key that threads share.
+        files.push("asm/aarch64_park.S".into());
+    }
     cc::Build::new().include("asm").files(files).compile("cfi_stack_stubs");
     println!("cargo::rustc-cfg=cfi_stack_native");
 }

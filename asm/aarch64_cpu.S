@@ -48,25 +48,40 @@ FUNC SYM(cfi_stack_id_isar2)
 END SYM(cfi_stack_id_isar2)
 #endif
 
+/* Four signatures of addresses in page zero, 16 bits of x0 for each. Where the key is turned off nothing is signed: 0. */
+        .macro PRINT pac
+        .irp    address, 0, 16, 32, 48
+        mov     x16, #\address
+        \pac    x16, x17
+        lsr     x16, x16, #48
+        orr     x0, x16, x0, lsl #16
+        .endr
+        ret
+        .endm
+
 /*
- * u64 cfi_stack_key_print(u64 which): a fingerprint of this thread's key A (0), B (1) or generic key (2): the
- * signature of address 0 under an odd constant, which is no stack pointer's value. A leaf; clobbers x0, x16, x17.
+ * u64 cfi_stack_key_print(u64 which): a fingerprint of this thread's key IA (0), IB (1), DA (2), DB (3) or of the generic
+ * key (4): what it makes of small constants, which are no addresses, under an odd constant, which is no stack pointer's
+ * value. A leaf; clobbers x0, x16, x17, flags.
  */
 FUNC SYM(cfi_stack_key_print)
         .cfi_startproc
         hint    #34                     /* bti c */
-        mov     x16, #0
         mov     x17, #0x4b01
-        cbz     x0, 1f
-        cmp     x0, #1
-        b.eq    2f
-        pacga   x0, x16, x17
-        ret
-1:      pacia   x16, x17
-        mov     x0, x16
-        ret
-2:      pacib   x16, x17
-        mov     x0, x16
+        cmp     x0, #2
+        b.eq    3f
+        b.hi    4f
+        cbnz    x0, 2f
+        PRINT   pacia
+2:      mov     x0, #0
+        PRINT   pacib
+3:      mov     x0, #0
+        PRINT   pacda
+4:      cmp     x0, #3
+        mov     x0, #0
+        b.ne    5f
+        PRINT   pacdb
+5:      pacga   x0, x0, x17
         ret
         .cfi_endproc
 END SYM(cfi_stack_key_print)

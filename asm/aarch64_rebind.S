@@ -3,24 +3,10 @@
  * check and sign stays in registers.
  */
 
-#include "aarch64_managed.h"
+#include "aarch64_plan.h"
 
-/* struct Rebinding, src/abi.rs: place (address | form), what the word authenticates to */
-#define PLAN_SIZE       16
-#define FORM_BITS       7
-#define FORM_A          1
-#define FORM_B          2
-#define FORM_DESCRIBED  3
 /* In x15, above the bits of the mode word: the words lie at their new places already, under their old modifiers. */
 #define IN_PLACE_BIT    62
-/* struct Detail, src/abi.rs */
-#define RULE_CFA        0
-#define RULE_ZERO       1
-#define RULE_BLENDED    2
-
-/* brk immediates, besides those of aarch64.h */
-#define BRK_DA          0xc472
-#define BRK_DB          0xc473
 
         .text
 
@@ -106,16 +92,7 @@ LOCAL(odd\@):
         b.ne    LOCAL(pair\@)
         b       LOCAL(rebind_done)
 LOCAL(failed_\aut):
-        NOT_MEANT xpaci, \immediate
-        .endm
-
-/* x16 is not what was meant. One that did not authenticate is not canonical. */
-        .macro NOT_MEANT strip, immediate
-        mov     x17, x16
-        \strip  x17
-        cmp     x16, x17
-        b.eq    LOCAL(rebind_word)
-        brk     #\immediate
+        NOT_MEANT xpaci, \immediate, LOCAL(rebind_word)
         .endm
 
 /*
@@ -311,9 +288,9 @@ LOCAL(rebind_pointers_begin):
         b.ne    1b
         b       LOCAL(rebind_done)
 LOCAL(failed_autda):
-        NOT_MEANT xpacd, BRK_DA
+        NOT_MEANT xpacd, BRK_DA, LOCAL(rebind_word)
 LOCAL(failed_autdb):
-        NOT_MEANT xpacd, BRK_DB
+        NOT_MEANT xpacd, BRK_DB, LOCAL(rebind_word)
         .cfi_endproc
 END SYM(cfi_stack_rebind_pointers)
 
@@ -342,33 +319,24 @@ END SYM(cfi_stack_rebind_pointers_in_place)
  * usize cfi_stack_authenticate_a(u64 word, u64 modifier), …_b: the raw address, for look-up; …_da, …_db: the same for saved
  * frame pointers. A failure ends the process here. Leaves; clobber x0, x16, x17, flags.
  */
-        .macro AUTHENTICATE aut, strip, immediate
+        .macro LOOK aut, strip, immediate
         .cfi_startproc
         hint    #34                     /* bti c */
-        mov     x16, x0
-        \aut    x16, x1
-        mov     x17, x16
-        \strip  x17
-        cmp     x16, x17
-        b.eq    LOCAL(authentic\@)
-        brk     #\immediate
-LOCAL(authentic\@):
-        mov     x0, x16
-        ret
+        AUTHENTICATE \aut, \strip, \immediate
         .cfi_endproc
         .endm
 
 FUNC SYM(cfi_stack_authenticate_a)
-        AUTHENTICATE autia, xpaci, BRK_IA
+        LOOK    autia, xpaci, BRK_IA
 END SYM(cfi_stack_authenticate_a)
 FUNC SYM(cfi_stack_authenticate_b)
-        AUTHENTICATE autib, xpaci, BRK_IB
+        LOOK    autib, xpaci, BRK_IB
 END SYM(cfi_stack_authenticate_b)
 FUNC SYM(cfi_stack_authenticate_da)
-        AUTHENTICATE autda, xpacd, BRK_DA
+        LOOK    autda, xpacd, BRK_DA
 END SYM(cfi_stack_authenticate_da)
 FUNC SYM(cfi_stack_authenticate_db)
-        AUTHENTICATE autdb, xpacd, BRK_DB
+        LOOK    autdb, xpacd, BRK_DB
 END SYM(cfi_stack_authenticate_db)
 
 /*

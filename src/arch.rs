@@ -2,8 +2,17 @@
 //!
 //! The contracts (registers, both stacks, what is signed with which key and modifier) stand at each stub.
 
+#[cfg(target_arch = "aarch64")]
+#[path = "arch/keys.rs"]
+mod keys;
+#[cfg(not(target_arch = "aarch64"))]
+#[path = "arch/no_keys.rs"]
+mod keys;
+
+pub(crate) use keys::*;
+
 use crate::abi::{Control, Detail, Link, Rebinding, Record};
-use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing};
+use crate::pac::{RawPc, Signing};
 use crate::signer::Words;
 
 /// How the library's own stubs sign their return address: key A where ELF unwinders expect it, key B where the
@@ -18,6 +27,9 @@ pub const STUB_SIGNING: Signing = if cfg!(target_arch = "x86_64") {
 
 /// Offset of the entry frame's frame pointer from the native stack pointer that `enter` leaves.
 pub(crate) const ENTRY_FP_OFFSET: usize = if cfg!(target_arch = "x86_64") { 48 } else { 0 };
+
+/// How far below its frame record `link` keeps its activation's address.
+pub(crate) const LINK_ACT_OFFSET: usize = if cfg!(target_arch = "x86_64") { 8 } else { 16 };
 
 unsafe extern "C" {
     fn cfi_stack_enter(control: *mut Control, entry: RawPc, a0: usize, a1: usize, a2: usize, a3: usize) -> u64;
@@ -56,22 +68,6 @@ unsafe extern "C" {
         details: *const Detail,
         details_count: usize,
     ) -> u64;
-    #[cfg(target_arch = "aarch64")]
-    fn cfi_stack_rebind_pointers(
-        source: *const Record,
-        destination: *const Record,
-        low: usize,
-        plan: *const Rebinding,
-        count: usize,
-    ) -> u64;
-    #[cfg(target_arch = "aarch64")]
-    fn cfi_stack_rebind_pointers_in_place(
-        source: *const Record,
-        destination: *const Record,
-        low: usize,
-        plan: *const Rebinding,
-        count: usize,
-    ) -> u64;
     #[cfg(target_os = "linux")]
     fn cfi_stack_remap(source: *const Record, destination: *const Record, low: usize, granule: usize) -> usize;
     fn cfi_stack_seal(record: *mut Record, base: usize, top: usize, identity: u64, generation: u64);
@@ -85,22 +81,6 @@ unsafe extern "C" {
     fn cfi_stack_shadow_pointer() -> usize;
     fn cfi_stack_fudge_call();
     fn cfi_stack_measured(f: unsafe extern "C" fn(usize) -> u64, data: usize, bytes: usize, used: *mut usize) -> u64;
-    #[cfg(target_arch = "aarch64")]
-    fn cfi_stack_authenticate_a(word: SignedPc, modifier: Modifier) -> RawPc;
-    #[cfg(target_arch = "aarch64")]
-    fn cfi_stack_authenticate_b(word: SignedPc, modifier: Modifier) -> RawPc;
-    #[cfg(target_arch = "aarch64")]
-    fn cfi_stack_authenticate_da(word: SignedPointer, slot: usize) -> u64;
-    #[cfg(target_arch = "aarch64")]
-    fn cfi_stack_authenticate_db(word: SignedPointer, slot: usize) -> u64;
-    #[cfg(target_arch = "aarch64")]
-    fn cfi_stack_pac_field() -> u64;
-    #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
-    fn cfi_stack_id_isar1() -> u64;
-    #[cfg(all(target_arch = "aarch64", target_os = "linux"))]
-    fn cfi_stack_id_isar2() -> u64;
-    #[cfg(target_arch = "aarch64")]
-    fn cfi_stack_key_print(which: u64) -> u64;
 }
 
 /// Calls `entry` on the stack that `control` describes.
@@ -252,36 +232,6 @@ pub(crate) unsafe fn rebind(
     Verdict::of(verdict, low, plan)
 }
 
-/// Re-binds the planned frame pointers.
-///
-/// # Safety
-/// See [`crate::signer::Signer::rebind_pointers`].
-#[cfg(target_arch = "aarch64")]
-pub(crate) unsafe fn rebind_pointers(
-    source: &Record,
-    destination: &Record,
-    low: usize,
-    plan: &[Rebinding],
-    words: Words,
-) -> Verdict {
-    let rebind = match words {
-        Words::Source => cfi_stack_rebind_pointers,
-        Words::Destination => cfi_stack_rebind_pointers_in_place,
-    };
-    // SAFETY: as in `rebind`.
-    let verdict = unsafe { rebind(source, destination, low, plan.as_ptr(), plan.len()) };
-    Verdict::of(verdict, low, plan)
-}
-
-/// There is nothing to re-bind on this ISA: no plan names a signed frame pointer.
-///
-/// # Safety
-/// None.
-#[cfg(not(target_arch = "aarch64"))]
-pub(crate) unsafe fn rebind_pointers(_: &Record, _: &Record, low: usize, plan: &[Rebinding], _: Words) -> Verdict {
-    Verdict { reason: if plan.is_empty() { Reason::Done } else { Reason::Bounds }, slot: low }
-}
-
 /// Moves the pages of a span from segment to segment; says whether it did. `granule` is a power of two, at least a page.
 ///
 /// # Safety
@@ -356,63 +306,4 @@ pub(crate) fn link_moved(record: &mut Record, source: &Record) {
 pub(crate) fn shadow_pointer() -> usize {
     // SAFETY: reads a register.
     unsafe { cfi_stack_shadow_pointer() }
-}
-
-/// Authenticates `word` and returns the raw address; a failure ends the process in the stub.
-#[cfg(target_arch = "aarch64")]
-pub(crate) fn authenticate(word: SignedPc, signing: Signing, modifier: Modifier) -> RawPc {
-    // SAFETY: computes on registers; the caller has seen that the instructions are there (`Hardware::enforces`).
-    unsafe {
-        match signing {
-            Signing::B => cfi_stack_authenticate_b(word, modifier),
-            // The caller enforces, so it is A; anything else must not come back unauthenticated.
-            Signing::A | Signing::None => cfi_stack_authenticate_a(word, modifier),
-        }
-    }
-}
-
-/// There is nothing to authenticate on this ISA.
-#[cfg(not(target_arch = "aarch64"))]
-pub(crate) fn authenticate(word: SignedPc, _: Signing, _: Modifier) -> RawPc {
-    RawPc::new(word.word() as usize)
-}
-
-/// Authenticates a saved frame pointer and returns it raw; a failure ends the process in the stub.
-#[cfg(target_arch = "aarch64")]
-pub(crate) fn authenticate_pointer(word: SignedPointer, signing: PointerSigning, slot: usize) -> u64 {
-    // SAFETY: as in `authenticate`.
-    unsafe {
-        match signing {
-            PointerSigning::B => cfi_stack_authenticate_db(word, slot),
-            // The caller signs, so it is A; anything else must not come back unauthenticated.
-            PointerSigning::A | PointerSigning::None => cfi_stack_authenticate_da(word, slot),
-        }
-    }
-}
-
-/// There is nothing to authenticate on this ISA.
-#[cfg(not(target_arch = "aarch64"))]
-pub(crate) fn authenticate_pointer(word: SignedPointer, _: PointerSigning, _: usize) -> u64 {
-    word.word()
-}
-
-/// What the CPU says of itself; only to be asked where the kernel lets user code read the ID registers.
-#[cfg(all(target_arch = "aarch64", target_os = "linux"))]
-pub(crate) fn id_registers() -> (u64, u64) {
-    // SAFETY: the kernel emulates the reads (HWCAP_CPUID was seen by the caller).
-    unsafe { (cfi_stack_id_isar1(), cfi_stack_id_isar2()) }
-}
-
-/// The bits that a signature may take in a code address.
-#[cfg(target_arch = "aarch64")]
-pub(crate) fn pac_field() -> u64 {
-    // SAFETY: computes on registers; the caller has seen HWCAP_PACA.
-    unsafe { cfi_stack_pac_field() }
-}
-
-/// A fingerprint of one key of this thread: 0 = A, 1 = B, 2 = generic. Made of a constant that is no code address.
-#[cfg(target_arch = "aarch64")]
-pub(crate) fn key_print(which: u64) -> u64 {
-    // SAFETY: computes on registers; the caller has seen HWCAP_PACA and, for 2, HWCAP_PACG.
-    unsafe { cfi_stack_key_print(which) }
 }

@@ -119,6 +119,12 @@ pub enum Error {
     Suspended,
     /// There is nothing on the stack to resume.
     NotSuspended,
+    /// The stack is parked: [`Stack::unpark`](crate::Stack::unpark) comes first.
+    Parked,
+    /// The stack is not parked.
+    NotParked,
+    /// A stack cannot be parked, or unparked here, under that key; the text says why.
+    Key(&'static str),
     /// The caller is not native code that managed code of this activation called through `exit`.
     NotInExit,
     /// The stack cannot be suspended: native code below the innermost entry waits for it.
@@ -185,6 +191,9 @@ impl fmt::Display for Error {
             Error::Busy => write!(f, "the stack or the activation is already running"),
             Error::Suspended => write!(f, "managed code is suspended on the stack: resume or discard it first"),
             Error::NotSuspended => write!(f, "nothing is suspended on the stack"),
+            Error::Parked => write!(f, "the stack is parked: unpark it first"),
+            Error::NotParked => write!(f, "the stack is not parked"),
+            Error::Key(why) => write!(f, "parking: {why}"),
             Error::NotInExit => write!(f, "the caller is not native code that this activation's managed code called"),
             Error::Nested => write!(f, "a stack with nested entries cannot be suspended: native code waits below"),
             Error::Finished => write!(f, "the coroutine is finished: it cannot be resumed any more"),

@@ -13,6 +13,7 @@ mod system;
 #[path = "features/macos.rs"]
 mod system;
 
+use crate::pac::Signing;
 use bitflags::bitflags;
 use std::fmt;
 
@@ -57,12 +58,49 @@ pub struct Features {
 }
 
 /// What must be equal where a stack is resumed: threads that share PAC keys and the shadow mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Of each key a fingerprint, which says nothing about the key; 0 where there is none, and where the thread has it turned off: then it signs nothing. With the
+/// usual 48-bit addresses two keys have the same print once in 2^28 times (GA: 2^32).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Domain {
-    /// Fingerprints of the keys IA, IB and GA; 0 where there is none. They say nothing about the keys.
-    pub keys: [u64; 3],
+    /// Instruction key A.
+    pub ia: u64,
+    /// Instruction key B.
+    pub ib: u64,
+    /// Data key A.
+    pub da: u64,
+    /// Data key B.
+    pub db: u64,
+    /// The generic key: of seals.
+    pub ga: u64,
     /// Whether the thread has a shadow stack.
     pub shadow: bool,
+}
+
+impl Domain {
+    /// The print of an instruction key; 0 for none.
+    pub(crate) fn code_key(&self, key: Signing) -> u64 {
+        match key {
+            Signing::None => 0,
+            Signing::A => self.ia,
+            Signing::B => self.ib,
+        }
+    }
+
+    /// That of the data key of the same letter.
+    pub(crate) fn data_key(&self, key: Signing) -> u64 {
+        match key {
+            Signing::None => 0,
+            Signing::A => self.da,
+            Signing::B => self.db,
+        }
+    }
+
+    /// Of a thread whose keys have these prints: `print` is asked for IA, IB, DA, DB and GA by their numbers, 0 to 4.
+    pub(crate) fn of(print: impl Fn(u64) -> u64) -> Domain {
+        let shadow = crate::arch::shadow_pointer() != 0;
+        Domain { ia: print(0), ib: print(1), da: print(2), db: print(3), ga: print(4), shadow }
+    }
 }
 
 /// Asks CPU, kernel and thread.

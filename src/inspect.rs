@@ -71,6 +71,8 @@ pub enum State {
     Running,
     /// It waits to be resumed.
     Suspended,
+    /// It is parked: what is on it, if anything, is signed with a key that threads share, and waits to be unparked.
+    Parked,
 }
 
 /// A data segment.

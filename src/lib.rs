@@ -13,7 +13,7 @@
 //! | `abi`, `arch`, `published` | what `asm/` and Rust share; the stubs' declarations; the read-only page |
 //! | [`features`] | what CPU, kernel and thread enforce |
 //! | `segment`, `shadow`, [`thread`] | data segments; shadow stacks; attaching a thread |
-//! | [`codemap`], `signer` | the layout of managed frames; authenticate and rebind, by the CPU or by a software model |
+//! | [`codemap`], `signer` | the layout of managed frames; authenticate, re-sign for another place or, in its place, for another key domain, by the CPU or by a software model |
 //! | `walk`, `plan`, `steps`, `relocate` | from frames to a plan to the move |
 //! | `system`, `directory`, `slab`, `budget`, [`pool`] | system calls that can be made to fail; which data and shadow stack a slot has, read-only; many stacks in one mapping; what they may use; leasing them |
 //! | `switch` | the verbs that change stacks |

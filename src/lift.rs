@@ -15,7 +15,7 @@ use crate::plan::Plan;
 use crate::policy::Policy;
 use crate::relocate::relocate;
 use crate::segment::Segment;
-use crate::signer::Signer;
+use crate::signer::{Authenticator, Signer};
 use crate::walk::{Bounds, Piece, Walk};
 
 /// Where the frames to lift end.
@@ -31,7 +31,7 @@ pub(crate) struct Cut {
 
 /// Looks for the end of at least `least` bytes of frames, not much further than that. None where no frame there takes its stack pointer back,
 /// or the frames cannot move: what to make of that is the relocation's business.
-pub(crate) fn find<S: Signer>(walk: Walk<'_, S>, least: usize) -> Result<Option<Cut>, Refusal> {
+pub(crate) fn find<S: Authenticator>(walk: Walk<'_, S>, least: usize) -> Result<Option<Cut>, Refusal> {
     /// So many times `least` is looked at.
     const FURTHER: usize = 4;
     let low = walk.bounds().pieces.first().map_or(0, |piece| piece.youngest);
@@ -107,7 +107,8 @@ impl Lift<'_> {
         arch::link_part(&mut part, current.record(), cut.edge);
         let piece = Piece { bottom: cut.bottom, base_cfa: cut.edge, base_fp: cut.fp, arguments: 0, ..piece };
         let smallest_frame = policy.smallest_frame;
-        let bounds = Bounds { source: &part, pieces: &[piece], complete: false, smallest_frame, shadow };
+        let bounds =
+            Bounds { source: &part, pieces: &[piece], complete: false, smallest_frame, shadow, in_place: false };
         plan.make(signer, Walk::new(signer, table, bounds))?;
         // SAFETY: the plan was just made for `bounds`; both segments are owned by the stack; the youngest frame is grow's, which runs on the
         // native stack now.

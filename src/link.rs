@@ -9,12 +9,12 @@
 //! behind the current one is idle. The stubs go back and forth by themselves, so that Rust first looks where the stack pointer is:
 //! [`Links::settle`].
 
-use crate::abi::{LinkCall, Record};
+use crate::abi::{Activation, LinkCall, Record};
 use crate::arch;
 use crate::error::{Error, Refusal};
 use crate::pac::{RawPc, Tampered};
 use crate::policy::Policy;
-use crate::segment::{Segment, page_size, read_word};
+use crate::segment::{Segment, page_size, read_word, write_word};
 use crate::tamper;
 
 impl LinkCall {
@@ -75,6 +75,22 @@ pub(crate) struct Base {
     pub fp: u64,
     /// Bytes between its CFA and the top.
     pub arguments: usize,
+    /// Whether they return there by themselves, because they were lifted.
+    pub lifted: bool,
+}
+
+impl Base {
+    /// Of a segment, and the one before it.
+    fn of(segment: &Segment, previous: &Segment) -> Base {
+        let record = segment.record();
+        let fp = record.link_record as u64 & !1;
+        let base = match record.link_record & 1 {
+            0 => Base { bottom: arch::link_return(), fp, arguments: record.area, lifted: false },
+            _ => Base { bottom: RawPc::new(record.lifted), fp, arguments: 0, lifted: true },
+        };
+        // What is not there is not compared with: a frame that saved something else is evidence.
+        if previous.record().holds(fp as usize, 16) { base } else { Base { fp: 0, ..base } }
+    }
 }
 
 /// The segments of a stack besides the current one.
@@ -130,14 +146,39 @@ impl Links {
 
     /// What the frames of the current segment rest on; `None` on the oldest one.
     pub(crate) fn base(&self, current: &Segment) -> Option<Base> {
-        let previous = self.older.last()?.record();
-        let record = current.record();
-        let base = match record.link_record & 1 {
-            0 => Base { bottom: arch::link_return(), fp: record.link_record as u64, arguments: record.area },
-            _ => Base { bottom: RawPc::new(record.lifted), fp: record.link_record as u64 & !1, arguments: 0 },
-        };
-        // What is not there is not compared with: a frame that saved something else is evidence.
-        previous.holds(base.fp as usize, 16).then_some(base).or(Some(Base { fp: 0, ..base }))
+        Some(Base::of(current, self.older.last()?))
+    }
+
+    /// How many segments there are from the current one to the oldest.
+    pub(crate) fn used(&self) -> usize {
+        self.older.len() + 1
+    }
+
+    /// The segments from the current one to the oldest, each with what its frames rest on: `None` for the oldest.
+    pub(crate) fn to_the_oldest<'a>(
+        &'a self,
+        current: &'a Segment,
+    ) -> impl Iterator<Item = (&'a Segment, Option<Base>)> {
+        let older = self.older.iter().rev();
+        let before = older.clone().map(Some).chain([None]);
+        std::iter::once(current)
+            .chain(older)
+            .zip(before)
+            .map(|(segment, before)| (segment, before.map(|before| Base::of(segment, before))))
+    }
+
+    /// Tells the `link` frames that wait on older segments which activation the stack goes on with.
+    pub(crate) fn go_on_with(&self, current: &Segment, activation: &Activation) {
+        for ((_, base), (previous, _)) in self.to_the_oldest(current).zip(self.to_the_oldest(current).skip(1)) {
+            let Some(base) = base.filter(|base| !base.lifted) else { continue };
+            let place = (base.fp as usize).wrapping_sub(arch::LINK_ACT_OFFSET);
+            // A link record that is rewritten is found out where it is returned to.
+            if place.is_multiple_of(8) && previous.record().holds(place, 8) {
+                let address = std::ptr::from_ref(activation).expose_provenance() as u64;
+                // SAFETY: the word lies in a segment of the stack, which does not run.
+                unsafe { write_word(place, address) };
+            }
+        }
     }
 
     /// The size for the current segment when it becomes `size` bytes large and `needed` of them must fit: all segments together stay

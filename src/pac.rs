@@ -1,4 +1,4 @@
-//! Raw and signed addresses as types, and the signer's two verbs.
+//! Raw and signed addresses as types, and how they are signed.
 //!
 //! Pointer authentication (Arm ARM D8.10, "Pointer authentication") puts a keyed MAC of an address and a 64-bit
 //! *modifier* into the address' unused upper bits. A return address signed by compiled code has its stack
@@ -100,6 +100,16 @@ pub enum Signing {
 }
 
 impl Signing {
+    #[cfg(any(test, feature = "model"))]
+    /// The data key of the same letter.
+    pub(crate) fn data_key(self) -> PointerSigning {
+        match self {
+            Signing::None => PointerSigning::None,
+            Signing::A => PointerSigning::A,
+            Signing::B => PointerSigning::B,
+        }
+    }
+
     #[cfg(any(test, feature = "model"))]
     /// The signing with this number; `None` when there is none.
     pub(crate) fn from_byte(byte: u8) -> Option<Self> {

@@ -8,7 +8,7 @@ use crate::abi::{Detail, Rebinding, Record, form};
 use crate::error::{Error, Refusal};
 use crate::pac::{Binding, PointerSigning, RawPc, Tampered};
 use crate::segment::remap::advise_huge;
-use crate::signer::Signer;
+use crate::signer::Authenticator;
 use crate::walk::{Caller, Frame, Owner, Walk};
 
 /// Everything that a move of one span changes.
@@ -43,6 +43,15 @@ pub(crate) struct Link {
     pub value: u64,
 }
 
+/// How many of each of a plan's lists of signed words.
+#[cfg(cfi_stack_native)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Words {
+    pub rebindings: usize,
+    pub details: usize,
+    pub signed: usize,
+}
+
 impl Plan {
     /// An empty plan. Its buffers are kept from one move to the next, until the run ends.
     pub fn new() -> Self {
@@ -54,12 +63,21 @@ impl Plan {
     /// # Errors
     /// [`Refusal::Error`] for frames that cannot move and when memory for the plan runs out,
     /// [`Refusal::Tampered`] for evidence of tampering.
-    pub fn make<S: Signer>(&mut self, signer: &S, mut walk: Walk<'_, S>) -> Result<(), Refusal> {
+    pub fn make<S: Authenticator>(&mut self, signer: &S, walk: Walk<'_, S>) -> Result<(), Refusal> {
         self.clear();
-        let source = walk.bounds().source.extent();
         self.low = walk.bounds().pieces.first().map_or(0, |piece| piece.youngest);
+        self.add(signer, walk)
+    }
+
+    /// Adds the frames of another walk, over a segment whose frames stay in their places: their words are what is of use of such a plan.
+    ///
+    /// # Errors
+    /// As for [`Plan::make`].
+    pub fn add<S: Authenticator>(&mut self, signer: &S, mut walk: Walk<'_, S>) -> Result<(), Refusal> {
+        let source = walk.bounds().source.extent();
         let authenticates = signer.authenticates();
-        self.make_room(source.top.wrapping_sub(self.low), walk.bounds().smallest_frame);
+        let low = walk.bounds().pieces.first().map_or(0, |piece| piece.youngest);
+        self.make_room(source.top.wrapping_sub(low), walk.bounds().smallest_frame);
         loop {
             let Plan { rebindings, pointers, .. } = self;
             walk.plain_frames(|owner, pc, caller, slots| {
@@ -134,7 +152,7 @@ impl Plan {
     fn make_room(&mut self, span: usize, smallest_frame: usize) {
         const LARGE: usize = 2 << 20;
         let most = span / smallest_frame.max(16);
-        if (LARGE..=1 << 40).contains(&span) && self.rebindings.capacity() < most {
+        if (LARGE..=1 << 40).contains(&span) && self.rebindings.is_empty() && self.rebindings.capacity() < most {
             // What it holds is of no use.
             self.rebindings = Vec::new();
             if self.rebindings.try_reserve_exact(most).is_ok() {
@@ -144,7 +162,8 @@ impl Plan {
         }
     }
 
-    fn clear(&mut self) {
+    /// Forgets everything but its buffers.
+    pub(crate) fn clear(&mut self) {
         let Plan { rebindings, details, links, signed, pointers, registers, low, pages_moved } = self;
         *pages_moved = false;
         rebindings.clear();
@@ -215,6 +234,12 @@ impl Plan {
     /// Saved frame pointers that are signed.
     pub(crate) fn signed(&self) -> &[Rebinding] {
         &self.signed
+    }
+
+    /// How many signed words it has by now.
+    #[cfg(cfi_stack_native)]
+    pub(crate) fn words(&self) -> Words {
+        Words { rebindings: self.rebindings.len(), details: self.details.len(), signed: self.signed.len() }
     }
 
     /// Slots that hold pointers into the stack.

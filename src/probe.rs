@@ -170,3 +170,11 @@ pub unsafe fn ask_full_seal(_: NonNull<Slot>) {
         panic!("{error}");
     }
 }
+
+/// Has a stack say that it is not parked, as who rewrites its words does: what lies on it is not changed.
+///
+/// # Safety
+/// What is run then is not signed for the thread: the process is expected to end.
+pub unsafe fn forget_parked(stack: &mut crate::Stack) {
+    stack.forget_parked();
+}

@@ -27,6 +27,8 @@ mod design;
 mod inspected;
 #[cfg(test)]
 mod kinds;
+#[cfg(test)]
+mod parked;
 #[cfg(all(test, cfi_stack_native))]
 mod programs;
 #[cfg(test)]
@@ -40,7 +42,7 @@ use crate::codemap::{FrameLayout, Register, Table};
 use crate::error::Error;
 use crate::error::Refusal;
 use crate::pac::{RawPc, SignedPc, SignedPointer};
-use crate::signer::Signer;
+use crate::signer::Authenticator;
 use crate::signer::model::Model;
 use crate::walk::{Bounds, Piece, Walk};
 use std::alloc::Layout;
@@ -316,7 +318,8 @@ impl Specimen {
     }
 
     fn bounds<'a>(&'a self, room: &'a Room, pieces: &'a [Piece]) -> Bounds<'a> {
-        Bounds { source: &room.record, pieces, complete: true, smallest_frame: 16, shadow: self.shadow.as_deref() }
+        let shadow = self.shadow.as_deref();
+        Bounds { source: &room.record, pieces, complete: true, smallest_frame: 16, shadow, in_place: false }
     }
 
     fn walk(&self, room: &Room, pieces: &[Piece]) -> Result<Vec<Seen>, Refusal> {
@@ -393,6 +396,7 @@ fn lay_out(design: &Design, youngest: usize, mut block: usize) -> (Vec<Piece>, V
         let bottom = ENTRY_RETURN;
         pieces.push(Piece {
             youngest: stub,
+            lifted: None,
             stub: design.stub,
             bottom,
             base_cfa: 0,

@@ -8,6 +8,7 @@
 mod lifts;
 mod moves;
 mod nested;
+mod park;
 #[cfg(test)]
 pub(crate) mod played;
 
@@ -45,6 +46,8 @@ const OUTCOME_FAILED: u64 = 2;
 const OUTCOME_SUSPENDED: u64 = 3;
 /// `suspend` was refused because entries are nested; set by the stub.
 const OUTCOME_NESTED: u64 = 4;
+
+const OTHER_DOMAIN: Error = Error::Thread("the stack belongs to another key domain or shadow-stack mode");
 
 /// How managed code came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +119,8 @@ pub(crate) struct Inner<S = Hardware> {
     outer: Vec<Outer>,
     /// Whether frames are being moved.
     moving: bool,
+    /// Whether it is parked: then its state is idle or suspended, and nobody may go on with it.
+    parked: Option<park::Note>,
     signer: S,
 }
 
@@ -125,7 +130,8 @@ pub(crate) struct Inner<S = Hardware> {
 /// initial segment and moves to larger ones as managed code calls `grow`, and to smaller ones when it is asked to.
 ///
 /// It can be sent to another thread while it is idle or suspended: nothing native lies on it. That managed code itself keeps nothing of a
-/// thread's is what [`Stack::enter`] and [`Stack::resume`] are promised.
+/// thread's is what [`Stack::enter`] and [`Stack::resume`] are promised. A thread of the same key domain goes on with it as it is; one of
+/// another only when it was parked before it left: [`Stack::park`].
 #[derive(Debug)]
 pub struct Stack {
     inner: NonNull<Inner>,
@@ -173,7 +179,7 @@ impl Stack {
     ///
     /// # Errors
     /// [`Error::Busy`] when the activation runs a stack already, [`Error::Thread`] when the thread's keys or shadow mode are
-    /// not those that the stack was made with, [`Error::Suspended`] when managed code waits on it. Any other error is why `grow` could
+    /// not the stack's, [`Error::Parked`] when it is parked, [`Error::Suspended`] when managed code waits on it. Any other error is why `grow` could
     /// not; the frames are gone then, and the stack is empty and usable.
     ///
     /// # Safety
@@ -204,12 +210,13 @@ impl Stack {
     /// suspends again, on the calling thread and with this activation, which may both be other ones than before.
     ///
     /// # Errors
-    /// As for [`Stack::enter`]; [`Error::NotSuspended`] when nothing waits here. After [`Error::Busy`] and [`Error::Thread`] the stack is
-    /// suspended as before.
+    /// As for [`Stack::enter`]; [`Error::NotSuspended`] when nothing waits here. After [`Error::Busy`], [`Error::Thread`] and [`Error::Parked`] the
+    /// stack is suspended as before: a parked one is not unparked on the way, so that whoever takes it over says so.
     ///
     /// # Safety
     /// As for [`Stack::enter`]. The managed code that waits looks for its activation where the engine put this one, and keeps nothing that
-    /// belongs to the thread that it was suspended on: no address of thread-local data, no other activation. The floating-point control
+    /// belongs to the thread that it was suspended on: no address of thread-local data, no other activation, and, if its keys are others, no pointer that it has
+    /// signed itself with one of them. The floating-point control
     /// registers are those of the thread that resumes.
     pub unsafe fn resume(&mut self, thread: &Thread, activation: &Activation, value: u64) -> Result<Exit, Error> {
         let inner = self.inner.as_ptr();
@@ -228,11 +235,12 @@ impl Stack {
     /// same and gives its memory back.
     ///
     /// # Errors
-    /// [`Error::NotSuspended`]; [`Error::Thread`] in another key domain or shadow mode than the stack's. Nothing was changed then.
+    /// [`Error::NotSuspended`]; [`Error::Parked`]; [`Error::Thread`] in another key domain or shadow mode than the stack's. Nothing was
+    /// changed then.
     pub fn discard(&mut self) -> Result<(), Error> {
         // SAFETY: owned by self; `&mut self` cannot be had while the stack runs.
         let inner = unsafe { self.inner.as_mut() };
-        inner.same_domain()?;
+        inner.usable()?;
         if inner.state != State::Suspended {
             return Err(Error::NotSuspended);
         }
@@ -250,12 +258,12 @@ impl Stack {
     /// Makes room for `bytes` bytes of frames, besides the policy's reserve, on an idle or suspended stack.
     ///
     /// # Errors
-    /// [`Error::Overflow`], [`Error::Memory`], and for a suspended stack what can keep its frames from moving; [`Error::Thread`] in
-    /// another key domain or shadow mode than the stack's. The stack is as it was.
+    /// [`Error::Overflow`], [`Error::Memory`], and for a suspended stack what can keep its frames from moving; [`Error::Parked`];
+    /// [`Error::Thread`] in another key domain or shadow mode than the stack's. The stack is as it was.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), Error> {
         // SAFETY: as in `discard`.
         let inner = unsafe { self.inner.as_mut() };
-        inner.same_domain()?;
+        inner.usable()?;
         untampered(inner.counted(|inner| inner.make_room(bytes, 0)))
     }
 
@@ -267,7 +275,7 @@ impl Stack {
     pub fn shrink_to_fit(&mut self) -> Result<bool, Error> {
         // SAFETY: as in `discard`.
         let inner = unsafe { self.inner.as_mut() };
-        inner.same_domain()?;
+        inner.usable()?;
         untampered(inner.counted(|inner| inner.shrink(false)))
     }
 
@@ -278,7 +286,7 @@ impl Stack {
     pub fn compact(&mut self) -> Result<bool, Error> {
         // SAFETY: as in `discard`.
         let inner = unsafe { self.inner.as_mut() };
-        inner.same_domain()?;
+        inner.usable()?;
         untampered(inner.counted(|inner| inner.shrink(true)))
     }
 
@@ -344,22 +352,30 @@ impl<S: Signer> Inner<S> {
             state: State::Idle,
             outer: Vec::new(),
             moving: false,
+            parked: None,
             signer,
         })
+    }
+
+    /// Whether the stack is not parked and the calling thread can go on with it.
+    fn usable(&self) -> Result<(), Error> {
+        match self.parked {
+            Some(_) => Err(Error::Parked),
+            None => self.same_domain(),
+        }
     }
 
     /// Whether the calling thread's keys and shadow mode are the stack's. Asked anew each time: keys can have been reset, and a child of fork can have
     /// changed them, since the thread attached.
     fn same_domain(&self) -> Result<(), Error> {
-        if features::domain() == self.domain {
-            Ok(())
-        } else {
-            Err(Error::Thread("the stack was made in another key domain or shadow-stack mode"))
-        }
+        if features::domain() == self.domain { Ok(()) } else { Err(OTHER_DOMAIN) }
     }
 
     /// Makes the stack, which must be in `state`, the activation's. Every check comes before the first write.
     fn begin(&mut self, thread: &Thread, activation: &Activation, state: State) -> Result<*mut Control, Error> {
+        if self.parked.is_some() {
+            return Err(Error::Parked);
+        }
         if self.state != state {
             return Err(match self.state {
                 State::Running => Error::Busy,
@@ -368,7 +384,7 @@ impl<S: Signer> Inner<S> {
             });
         }
         if thread.domain() != self.domain {
-            return Err(Error::Thread("the stack was made in another key domain or shadow-stack mode"));
+            return Err(OTHER_DOMAIN);
         }
         self.same_domain()?;
         let control = NonNull::from(&mut *self).cast::<Control>().as_ptr();
@@ -378,6 +394,9 @@ impl<S: Signer> Inner<S> {
             .map_err(|_| Error::Busy)?;
         if let Some(shadow) = self.shadow.as_ref().filter(|_| state == State::Idle) {
             self.control.shadow_level = shadow.top();
+        }
+        if state == State::Suspended {
+            self.links.go_on_with(&self.segment, activation);
         }
         self.control.segment = self.segment.record();
         self.control.outcome = OUTCOME_RETURNED;

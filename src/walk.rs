@@ -10,7 +10,7 @@ use crate::codemap::{Found, FrameLayout, Register, Table};
 use crate::error::{Error, Refusal};
 use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signing, Tampered};
 use crate::segment::read_word;
-use crate::signer::Signer;
+use crate::signer::Authenticator;
 
 /// A span, and what a walk over it must meet.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,8 @@ pub struct Bounds<'a> {
     pub smallest_frame: usize,
     /// Return addresses on the shadow stack, youngest first, from the first piece's youngest entry, where one is on.
     pub shadow: Option<&'a [u64]>,
+    /// Whether the frames stay where they are: then what cannot move may be among them.
+    pub in_place: bool,
 }
 
 /// A run of managed frames between a stub's record, its youngest, and what its oldest frame returns to.
@@ -33,9 +35,11 @@ pub struct Bounds<'a> {
 /// pointers into the stack.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
-    /// Address of its stub's frame record.
+    /// Address of its youngest frame record, which is a stub's, ...
     pub youngest: usize,
-    /// How that stub signs.
+    /// ... unless it goes on here when frames return that were lifted from above it: then it is the managed function's there.
+    pub lifted: Option<RawPc>,
+    /// How the stub signs.
     pub stub: Signing,
     /// Where its oldest frame returns to: behind the call in `enter` or in `link`.
     pub bottom: RawPc,
@@ -124,6 +128,8 @@ pub struct Walk<'a, S> {
     piece: Piece,
     older: &'a [Piece],
     next: Option<Owner<'a>>,
+    /// Why the piece's youngest frame cannot be what it must be.
+    refused: Option<Error>,
     seen: usize,
     /// Where the values of the callee-saved registers are that the caller of the frame seen last had at its call.
     registers: [usize; REGISTERS],
@@ -131,12 +137,13 @@ pub struct Walk<'a, S> {
     saves: Option<(&'a [i32], usize)>,
 }
 
-impl<'a, S: Signer> Walk<'a, S> {
+impl<'a, S: Authenticator> Walk<'a, S> {
     /// A walk that has not begun.
     pub fn new(signer: &'a S, map: &'a Table, bounds: Bounds<'a>) -> Self {
         // Without a piece the first step finds no record.
         let nothing = Piece {
             youngest: 0,
+            lifted: None,
             stub: Signing::None,
             bottom: RawPc::new(0),
             base_cfa: 0,
@@ -154,6 +161,7 @@ impl<'a, S: Signer> Walk<'a, S> {
             piece,
             older,
             next: None,
+            refused: None,
             seen: 0,
             registers: [0; REGISTERS],
             saves: None,
@@ -181,7 +189,8 @@ impl<'a, S: Signer> Walk<'a, S> {
         &mut self,
         mut note: impl FnMut(Owner<'a>, RawPc, usize, &'a [i32]) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        let Some(mut owner) = self.next.filter(|owner| owner.plain && self.saves.is_none()) else { return Ok(()) };
+        let ready = self.saves.is_none() && self.refused.is_none();
+        let Some(mut owner) = self.next.filter(|owner| owner.plain && ready) else { return Ok(()) };
         let Extent { base, top } = self.extent;
         let highest = top.wrapping_sub(base).wrapping_sub(16);
         if top.wrapping_sub(base) < 16 || !base.is_multiple_of(16) {
@@ -234,6 +243,17 @@ impl<'a, S: Signer> Walk<'a, S> {
     fn begin(&mut self, piece: Piece) {
         self.piece = piece;
         self.next = Some(Owner::stub(&piece));
+        if let Some(pc) = piece.lifted {
+            match self.map.find(pc) {
+                Some(found) if found.layout.signing == Signing::None && self.authenticates => {
+                    self.refused = Some(Error::Unsigned(pc));
+                }
+                Some(found) => {
+                    self.next = Some(Owner { record: piece.youngest, layout: found.layout, plain: found.plain });
+                }
+                None => self.refused = Some(Error::UnknownCode(pc)),
+            }
+        }
         self.saves = None;
         self.registers = std::array::from_fn(|index| match piece.registers {
             0 => 0,
@@ -288,7 +308,8 @@ impl<'a, S: Signer> Walk<'a, S> {
     #[inline(never)]
     fn caller(&mut self, owner: Owner<'a>, pc: RawPc, saved_fp: u64, found: &Found<'a>) -> Result<Caller<'a>, Refusal> {
         let Found { layout, frame_bytes, registers, slots, .. } = *found;
-        if let Some(reason) = layout.immovable {
+        let moves = !self.bounds.in_place;
+        if let Some(reason) = layout.immovable.filter(|_| moves) {
             return Err(Error::Immovable { pc, reason }.into());
         }
         // The caller's stack pointer after the call.
@@ -317,11 +338,11 @@ impl<'a, S: Signer> Walk<'a, S> {
                 false => Err(Error::Layout { start: pc, rule: "the frame's CFA is not 16-byte aligned" }.into()),
             };
         }
-        if (0..REGISTERS).any(|index| registers & 1 << index != 0 && self.registers[index] == 0) {
+        if moves && (0..REGISTERS).any(|index| registers & 1 << index != 0 && self.registers[index] == 0) {
             let reason = "a callee-saved register holds a pointer into the stack across a call that does not keep it";
             return Err(Error::Immovable { pc, reason }.into());
         }
-        if layout.conservative {
+        if layout.conservative && moves {
             self.no_hidden_pointer(begin, &caller, pc, found)?;
         }
         self.saves = (!found.saves.is_empty()).then_some((found.saves, record));
@@ -409,11 +430,14 @@ fn leaves(pc: RawPc) -> Refusal {
     Error::Layout { start: pc, rule: "the frame leaves its segment" }.into()
 }
 
-impl<'a, S: Signer> Iterator for Walk<'a, S> {
+impl<'a, S: Authenticator> Iterator for Walk<'a, S> {
     type Item = Result<Frame<'a>, Refusal>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let owner = self.next.take()?;
+        if let Some(error) = self.refused.take() {
+            return Some(Err(error.into()));
+        }
         Some(self.step(owner))
     }
 }

@@ -29,6 +29,7 @@ mod metadata_pooled;
 mod metadata_records;
 mod metadata_slots;
 mod overflow;
+mod parked;
 mod plan_rewritten;
 mod process_forks;
 mod process_threads;
@@ -45,6 +46,8 @@ mod source_changed;
 mod stale_pointer;
 mod stepped;
 mod unwound;
+
+pub use process_forks::{DA, DB, GA, IA, IB, Keys};
 
 use crate::class::Class;
 use crate::outcome::Report;

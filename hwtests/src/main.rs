@@ -11,6 +11,7 @@ mod child;
 mod class;
 mod cli;
 mod cpu;
+mod foreign;
 mod frames;
 mod managed;
 mod memory;

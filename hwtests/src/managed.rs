@@ -149,6 +149,16 @@ pub fn link() {
     });
 }
 
+/// Has the functions call `suspend` where they called `exit`, from now on: instead of calling a native function they suspend with its address.
+pub fn suspend_for_exit() {
+    unsafe extern "C" {
+        static mut managed_stubs: [usize; 3];
+    }
+    link();
+    // SAFETY: written while no managed function runs.
+    unsafe { managed_stubs[1] = engine::stubs().suspend.address() };
+}
+
 /// Adds a function, with the slots that its code keeps pointers into the stack in.
 pub fn describe(map: &mut Registration, function: Function) {
     let layout = FrameLayout::new(function.frame_bytes, function.signing);

@@ -13,6 +13,7 @@ pub(crate) mod link;
 mod link_native;
 mod measured;
 mod nested;
+mod parked;
 mod resized;
 mod several;
 mod slabs;
@@ -81,4 +82,5 @@ pub const SELFTESTS: &[Case] = &[
     Case { id: "S41", title: "pictures of rewritten stacks end and say so", run: inspected::garbage },
     Case { id: "S42", title: "native code called on the managed segment is measured to the word", run: measured::hogs },
     Case { id: "S43", title: "measured calls nest, exit, leave, and cannot be moved", run: measured::around },
+    Case { id: "S44", title: "parked under a shared key, stacks go on in another key domain", run: parked::all },
 ];

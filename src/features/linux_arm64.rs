@@ -35,8 +35,10 @@ pub(super) fn mode() -> u64 {
 
 pub(super) fn domain() -> Domain {
     let mode = mode();
-    let print = |which, needs| if mode & needs != 0 { arch::key_print(which) } else { 0 };
-    Domain { keys: [print(0, MODE_PAC), print(1, MODE_PAC), print(2, MODE_PACGA)], shadow: arch::shadow_pointer() != 0 }
+    Domain::of(|which| {
+        let needs = if which == arch::GENERIC_KEY { MODE_PACGA } else { MODE_PAC };
+        if mode & needs != 0 { arch::key_print(which) } else { 0 }
+    })
 }
 
 pub(super) fn signal_frame_size() -> usize {

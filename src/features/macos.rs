@@ -10,8 +10,7 @@ pub(super) fn mode() -> u64 {
 }
 
 pub(super) fn domain() -> Domain {
-    let print = |which| if ARM64E { crate::arch::key_print(which) } else { 0 };
-    Domain { keys: [print(0), print(1), print(2)], shadow: crate::arch::shadow_pointer() != 0 }
+    Domain::of(|which| if ARM64E { crate::arch::key_print(which) } else { 0 })
 }
 
 pub(super) fn signal_frame_size() -> usize {

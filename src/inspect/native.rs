@@ -108,6 +108,7 @@ pub(crate) fn growable(looked: &Looked<'_>) -> Picture {
     Picture {
         kind: Kind::Growable,
         state: match looked.state {
+            _ if looked.parked => State::Parked,
             stack::State::Idle => State::Idle,
             stack::State::Running => State::Running,
             stack::State::Suspended => State::Suspended,
@@ -189,7 +190,7 @@ fn area(bound: &Bound, guard: usize, state: State, sp: usize) -> Segment {
         }
         State::Suspended => segment.cut = Some(Cut { at: sp, why: "its stack pointer lies outside the stack" }),
         State::Running => segment.cut = Some(Cut { at: top, why: "it runs, and its stack pointer is in a register" }),
-        State::Idle | State::Ready => {}
+        State::Idle | State::Ready | State::Parked => {}
     }
     segment
 }
@@ -205,7 +206,7 @@ fn shadow(bound: &Bound, state: State, token: usize) -> Option<Shadow> {
         State::Suspended => {
             bound.shadow_top.checked_sub(token).filter(|&above| above >= 8 && above <= room).map(|above| above / 8 - 1)
         }
-        State::Running => None,
+        State::Running | State::Parked => None,
     };
     Some(Shadow { room, entries })
 }

@@ -183,6 +183,7 @@ impl Display for State {
             State::Ready => "ready",
             State::Running => "running",
             State::Suspended => "suspended",
+            State::Parked => "parked",
         })
     }
 }

@@ -53,7 +53,7 @@ impl Arbitrary for Early {
 }
 
 /// Tries a property on `cases` specimens, or for a while: an emulated CPU does not get through all of them.
-fn check<P: Testable + Copy>(cases: u64, property: P) {
+pub(super) fn check<P: Testable + Copy>(cases: u64, property: P) {
     const WHILE: Duration = Duration::from_secs(5);
     const AT_ONCE: u64 = 50;
     let begin = Instant::now();
@@ -66,7 +66,7 @@ fn check<P: Testable + Copy>(cases: u64, property: P) {
     }
 }
 
-fn make(design: &Design) -> Specimen {
+pub(super) fn make(design: &Design) -> Specimen {
     Specimen::make(design).expect("a chosen design is a possible one")
 }
 

@@ -17,7 +17,7 @@ use crate::pac::{Modifier, PointerSigning, RawPc, SignedPc, SignedPointer, Signi
 use crate::plan::Plan;
 use crate::relocate::relocate;
 use crate::signer::model::Model;
-use crate::signer::{Signer, Words};
+use crate::signer::{Authenticator, Signer, Way, Words};
 use crate::walk::Walk;
 use std::cell::RefCell;
 
@@ -375,14 +375,9 @@ struct Attacked<'a> {
     written: RefCell<Vec<(usize, u64)>>,
 }
 
-impl Signer for Attacked<'_> {
+impl Authenticator for Attacked<'_> {
     fn enforces(&self, signing: Signing) -> bool {
         self.model.enforces(signing)
-    }
-
-    #[cfg(cfi_stack_native)]
-    fn stubs(&self) -> Signing {
-        self.model.stubs()
     }
 
     fn authenticate(
@@ -397,6 +392,34 @@ impl Signer for Attacked<'_> {
 
     fn authenticate_pointer(&self, word: SignedPointer, slot: usize, signing: PointerSigning) -> Result<u64, Tampered> {
         self.model.authenticate_pointer(word, slot, signing)
+    }
+}
+
+impl Signer for Attacked<'_> {
+    #[cfg(cfi_stack_native)]
+    fn stubs(&self) -> Signing {
+        self.model.stubs()
+    }
+
+    fn authenticate_parked(
+        &self,
+        word: SignedPc,
+        slot: usize,
+        signing: Signing,
+        modifier: Modifier,
+        key: Signing,
+    ) -> Result<RawPc, Tampered> {
+        self.model.authenticate_parked(word, slot, signing, modifier, key)
+    }
+
+    fn authenticate_parked_pointer(
+        &self,
+        word: SignedPointer,
+        slot: usize,
+        signing: PointerSigning,
+        key: Signing,
+    ) -> Result<u64, Tampered> {
+        self.model.authenticate_parked_pointer(word, slot, signing, key)
     }
 
     unsafe fn rebind(
@@ -442,5 +465,31 @@ impl Signer for Attacked<'_> {
     ) -> Result<(), Tampered> {
         // SAFETY: the caller's.
         unsafe { self.model.rebind_pointers(source, destination, low, plan, words) }
+    }
+
+    unsafe fn exchange(
+        &self,
+        record: &Record,
+        low: usize,
+        plan: &[Rebinding],
+        details: &[Detail],
+        shadow: Option<&[u64]>,
+        key: Signing,
+        way: Way,
+    ) -> Result<(), Tampered> {
+        // SAFETY: the caller's.
+        unsafe { self.model.exchange(record, low, plan, details, shadow, key, way) }
+    }
+
+    unsafe fn exchange_pointers(
+        &self,
+        record: &Record,
+        low: usize,
+        plan: &[Rebinding],
+        key: Signing,
+        way: Way,
+    ) -> Result<(), Tampered> {
+        // SAFETY: the caller's.
+        unsafe { self.model.exchange_pointers(record, low, plan, key, way) }
     }
 }

@@ -35,7 +35,7 @@ impl<S: Signer> Inner<S> {
         let reading = Reading::begin();
         let Some(table) = reading.table() else { return Ok(false) };
         let smallest_frame = policy.smallest_frame;
-        let bounds = Bounds { source: segment.record(), pieces, complete, smallest_frame, shadow };
+        let bounds = Bounds { source: segment.record(), pieces, complete, smallest_frame, shadow, in_place: false };
         let Some(cut) = find(Walk::new(&*signer, table, bounds), policy.lift_bytes)? else { return Ok(false) };
         let lift = Lift { policy, table, cut, piece, shadow, spare };
         let link = control.link;

@@ -22,6 +22,7 @@ pub(crate) struct Looked<'a> {
     /// the stubs left them in writable memory.
     pub waits: Vec<usize>,
     pub state: State,
+    pub parked: bool,
     pub shadow: Option<&'a ShadowStack>,
     /// Where its token lies while native code runs.
     pub token: usize,
@@ -60,6 +61,7 @@ impl<S: Signer> Inner<S> {
             segments: self.links.in_order(&self.segment).collect(),
             waits,
             state: self.state,
+            parked: self.parked.is_some(),
             shadow: self.shadow.as_ref(),
             token: self.control.token,
         }

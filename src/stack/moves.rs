@@ -17,6 +17,12 @@ use crate::steps::{Step, StepInfo, step};
 use crate::walk::{Bounds, Piece, Walk};
 use std::sync::atomic::Ordering;
 
+/// What the frames of an entry rest on: its frame on the native stack.
+pub(super) fn entry_base(native_sp: usize) -> Base {
+    let fp = native_sp.wrapping_add(ENTRY_FP_OFFSET) as u64;
+    Base { bottom: arch::entry_return(), fp, arguments: 0, lifted: false }
+}
+
 impl<S: Signer> Inner<S> {
     /// What the stub `grow` asks for: room, or a segment for a link call.
     pub(super) fn grow(&mut self, bytes: usize, registers: usize) -> Result<(), Refusal> {
@@ -164,8 +170,7 @@ impl<S: Signer> Inner<S> {
         let mut youngest = youngest;
         let mut entries = self.entries().peekable();
         while let Some((native_sp, _)) = entries.next() {
-            let entry =
-                Base { bottom: arch::entry_return(), fp: native_sp.wrapping_add(ENTRY_FP_OFFSET) as u64, arguments: 0 };
+            let entry = entry_base(native_sp);
             let waits = match entries.peek() {
                 Some(&(native_sp, link)) => Some(self.waits_at(native_sp, link)?),
                 None => None,
@@ -179,6 +184,7 @@ impl<S: Signer> Inner<S> {
             };
             pieces.push(Piece {
                 youngest,
+                lifted: None,
                 stub: self.signer.stubs(),
                 bottom: base.bottom,
                 base_cfa: older.unwrap_or(source.top.wrapping_sub(base.arguments)),
@@ -292,7 +298,7 @@ impl<S: Signer> Inner<S> {
         let reading = Reading::begin();
         let table = reading.table().ok_or(Error::UnknownCode(arch::grow()))?;
         let smallest_frame = self.policy.smallest_frame;
-        let bounds = Bounds { source, pieces: &self.pieces, complete, smallest_frame, shadow };
+        let bounds = Bounds { source, pieces: &self.pieces, complete, smallest_frame, shadow, in_place: false };
         self.plan.make(&self.signer, Walk::new(&self.signer, table, bounds))?;
         drop(reading);
         // SAFETY: the plan was just made for `bounds`; both segments are owned by self; the youngest frame is a stub's, and native code runs now.

@@ -11,6 +11,8 @@ use crate::managed;
 use crate::outcome::{Code, Report};
 use crate::tally::Tally;
 use cfi_stack::Error;
+#[cfg(target_arch = "aarch64")]
+use cfi_stack::features::{Mechanisms, detect};
 use cfi_stack::probe::forced;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -39,14 +41,28 @@ pub enum Keys {
     Same,
     /// All are made anew: another key domain.
     New,
+    /// These are: a sum of [`IA`] to [`GA`].
+    Anew(usize),
 }
 
+/// The keys, as `PR_PAC_RESET_KEYS` names them.
+pub const IA: usize = 1;
+/// See [`IA`].
+pub const IB: usize = 2;
+/// See [`IA`].
+pub const DA: usize = 4;
+/// See [`IA`].
+pub const DB: usize = 8;
+/// See [`IA`].
+pub const GA: usize = 16;
+
 impl Keys {
-    /// Has the kernel make this thread's keys anew, if they are to be. No function of libc's may be returned from that was called before.
+    /// Has the kernel make this thread's keys anew, if they are to be and it has any. No function of libc's may be returned from that was called before.
     pub fn apply(self) {
         #[cfg(target_arch = "aarch64")]
-        if self == Keys::New {
-            /// `prctl(PR_PAC_RESET_KEYS, 0)`: all of them.
+        if self != Keys::Same && detect().present.contains(Mechanisms::PAC_IA) {
+            let which = if let Keys::Anew(which) = self { which } else { 0 };
+            /// `prctl(PR_PAC_RESET_KEYS, which)`; 0: all of them.
             const PR_PAC_RESET_KEYS: usize = 54;
             let result: usize;
             // SAFETY: a system call; nothing of libc's is between.
@@ -55,7 +71,7 @@ impl Keys {
                     "svc #0",
                     in("x8") 167,
                     inlateout("x0") PR_PAC_RESET_KEYS => result,
-                    in("x1") 0,
+                    in("x1") which,
                     in("x2") 0,
                     in("x3") 0,
                     in("x4") 0,

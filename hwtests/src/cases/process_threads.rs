@@ -2,7 +2,8 @@
 
 use super::metadata_misuse::{continuation_finishes, suspended_continuation};
 use super::metadata_pooled::{Suspended, attach};
-use super::process_forks::Keys;
+use super::parked;
+use super::process_forks::{DA, IA, Keys};
 use crate::attack::{DEPTH, Scene, policy};
 use crate::child::{Verdict, page, run};
 use crate::class::Class;
@@ -33,9 +34,15 @@ pub fn all(class: &Class) -> Report {
             &[Code::E],
         );
         tally.attack("a growable stack, another domain's", &run(entered), &[Code::E]);
+        tally.attack(
+            "a continuation that may migrate, of a domain that shares a key",
+            &run(|| continued(Keys::Anew(IA | DA), true)),
+            &[Code::E],
+        );
     } else {
         tally.say("one key domain here");
     }
+    parked::rows(class, &mut tally);
     tally.report()
 }
 

@@ -15,14 +15,14 @@ use cfi_stack::{Error, Exit, Policy, Stack};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Which function is called at each depth.
-type Chain = Vec<usize>;
+pub(super) type Chain = Vec<usize>;
 
 /// Functions by their place in a chain.
-struct Kinds(Vec<Function>);
+pub(super) struct Kinds(pub(super) Vec<Function>);
 
 impl Kinds {
     /// What this CPU can run: the first is plain, the second needs the third as its callee.
-    fn of(class: &Class) -> Kinds {
+    pub(super) fn of(class: &Class) -> Kinds {
         let mut kinds =
             vec![frames::plain(), frames::in_register(), frames::pushes(), frames::arguments(), frames::dynamic()];
         if class.pac() {
@@ -32,7 +32,7 @@ impl Kinds {
     }
 
     /// A chain of `depth` calls of one kind, or of all mixed; the last is the oldest.
-    fn chain(&self, dice: &mut Dice, depth: usize, kind: Option<usize>) -> Chain {
+    pub(super) fn chain(&self, dice: &mut Dice, depth: usize, kind: Option<usize>) -> Chain {
         let mut chain: Chain = vec![2];
         for _ in 1..depth {
             let choice = kind.unwrap_or_else(|| dice.below(self.0.len()));

@@ -15,7 +15,7 @@ use cfi_stack::{Error, Exit, Policy, Stats};
 const ARM: bool = cfg!(target_arch = "aarch64");
 const LIFTED: usize = 2048;
 
-fn recurse() -> Function {
+pub(super) fn recurse() -> Function {
     function!(lift_recurse, lift_recurse_end, 48, 64)
 }
 
@@ -28,7 +28,7 @@ fn wave() -> Function {
 }
 
 /// Registers the functions, as such that take their stack pointer back or as others.
-fn register(retake: bool) -> Result<Registered, String> {
+pub(super) fn register(retake: bool) -> Result<Registered, String> {
     let mut map = Registration::new();
     for function in [recurse(), dive(), wave()] {
         let layout = FrameLayout { retakes_sp: retake, ..FrameLayout::new(function.frame_bytes, function.signing) };
@@ -41,7 +41,7 @@ fn register(retake: bool) -> Result<Registered, String> {
     map.publish().map_err(|error| error.to_string())
 }
 
-fn lifting() -> Policy {
+pub(super) fn lifting() -> Policy {
     Policy { initial: 16384, maximum: 8 << 20, lift_above: 32 << 10, lift_bytes: LIFTED, poison: true, ..policy() }
 }
 

@@ -277,27 +277,33 @@ impl<'a> Run<'a> {
 
     /// Resumes, here or on another thread, with the other activation.
     pub fn resume(&mut self, value: u64, elsewhere: bool) -> Result<Exit, Error> {
+        self.resume_by(value, |stack, thread, act| {
+            // SAFETY: the activation outlives the call, and nobody else uses it meanwhile; the functions keep nothing of a thread's.
+            let go_on = |stack: &mut Stack, thread: &Thread| unsafe {
+                stack.resume(thread, &*std::ptr::with_exposed_provenance(act), value)
+            };
+            if !elsewhere {
+                return go_on(stack, thread);
+            }
+            std::thread::scope(|scope| {
+                let there = scope.spawn(move || go_on(stack, &Thread::attach()?));
+                there.join().unwrap_or(Err(Error::Thread("it panicked")))
+            })
+        })
+    }
+
+    /// Resumes in `by`'s way, which is given the address of the other activation.
+    pub fn resume_by(
+        &mut self,
+        value: u64,
+        by: impl FnOnce(&mut Stack, &Thread, usize) -> Result<Exit, Error>,
+    ) -> Result<Exit, Error> {
         if let Some(held) = self.world.frames.last_mut() {
             *held = mix(*held, value);
         }
         self.activations.swap(0, 1);
-        let activation = &*self.activations[0];
-        self.world.act = std::ptr::from_ref(activation).expose_provenance();
-        let got = if elsewhere {
-            let act = self.world.act;
-            let stack = &mut self.stack;
-            std::thread::scope(|scope| {
-                let there = scope.spawn(move || {
-                    let thread = Thread::attach()?;
-                    // SAFETY: the activation outlives the scope, and nobody else uses it meanwhile; the functions keep nothing of a thread's.
-                    unsafe { stack.resume(&thread, &*std::ptr::with_exposed_provenance(act), value) }
-                });
-                there.join().unwrap_or(Err(Error::Thread("it panicked")))
-            })
-        } else {
-            // SAFETY: as in `enter`.
-            unsafe { self.stack.resume(&self.thread, activation, value) }
-        };
+        self.world.act = std::ptr::from_ref(&*self.activations[0]).expose_provenance();
+        let got = by(&mut self.stack, &self.thread, self.world.act);
         self.came_back(got)
     }
 
@@ -442,7 +448,7 @@ struct Seen {
     resumed: u64,
 }
 
-fn choose(world: &World<'_>, dice: &mut Dice, left: &mut usize) -> Op {
+pub(super) fn choose(world: &World<'_>, dice: &mut Dice, left: &mut usize) -> Op {
     if *left == 0 {
         return Op::Return;
     }

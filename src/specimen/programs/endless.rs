@@ -3,7 +3,7 @@
 use crate::codemap::{FrameLayout, Register};
 use crate::pac::{PointerSigning, RawPc, SignedPointer, Signing};
 use crate::segment::read_word;
-use crate::signer::Signer;
+use crate::signer::Authenticator;
 use crate::signer::model::Model;
 
 /// Number of callee-saved registers.

@@ -6,7 +6,7 @@ use super::world::World;
 use crate::error::Error;
 use crate::inspect::{Frame, Mark, Owner, State, Target, svg};
 use crate::pac::Signing;
-use crate::signer::Signer;
+use crate::signer::Authenticator;
 
 impl World<'_> {
     /// Looks at the stack from native code that managed code has called, and compares each frame. A picture strips what the CPU can have signed, and
