@@ -1,6 +1,8 @@
 //! Pictures of a stack, taken by native code that its managed code has called: what they say must be what is known of it, and taking them changes
 //! nothing.
 
+mod across;
+
 use crate::attack::{Scene, policy};
 use crate::child::{Verdict, run};
 use crate::class::Class;
@@ -141,6 +143,7 @@ pub fn honest(class: &Class) -> Report {
         });
         tally.attack(&format!("before and after a move, {key}"), &end, &[Code::C]);
     }
+    across::all(&mut tally, class);
     tally.attack("not in a native callee", &run(elsewhere), &[Code::C]);
     tally.report()
 }

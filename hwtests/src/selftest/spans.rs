@@ -1,19 +1,17 @@
 //! A world that the hand-made functions of `asm/spans-*.S` ask what to do, and a model of it with one endless stack: the words that the
 //! frames hold, each compared at every step.
 
-use crate::attack::{Dice, policy};
-use crate::child::{page, run};
-use crate::class::Class;
+mod programs;
+
 use crate::managed::{self, Function};
-use crate::outcome::{Code, Report};
-use crate::tally::Tally;
 use cfi_stack::codemap::{Registered, Registration};
 use cfi_stack::engine::{self, Activation};
 use cfi_stack::pac::{RawPc, Signing};
 use cfi_stack::thread::Thread;
 use cfi_stack::{Error, Exit, Policy, Stack};
 use std::sync::Once;
-use std::sync::atomic::Ordering::Relaxed;
+
+pub use programs::{choose, random, word};
 
 /// What a frame does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +84,8 @@ impl<'a> World<'a> {
         self.bases.len()
     }
 
-    fn activation(&self) -> &Activation {
+    /// What managed code runs with.
+    pub fn activation(&self) -> &Activation {
         // SAFETY: `act` is the address of the activation that the stack runs with, which the caller of `run` holds.
         unsafe { &*std::ptr::with_exposed_provenance(self.act) }
     }
@@ -314,11 +313,6 @@ impl<'a> Run<'a> {
     }
 }
 
-/// A number that goes through managed code's three-bit shift unharmed.
-pub fn word(dice: &mut Dice) -> u64 {
-    dice.below(1 << 40) as u64
-}
-
 const ARM: bool = cfg!(target_arch = "aarch64");
 
 macro_rules! function {
@@ -400,122 +394,4 @@ pub fn register() -> Registered {
         }
     }
     map.publish().expect("nothing is registered yet")
-}
-
-/// So many programs, at least; a program is one stack's life.
-const PROGRAMS: u64 = 150;
-/// Most frames on the endless stack, and entries within each other.
-const FRAMES: usize = 400;
-const ENTRIES: usize = 8;
-
-/// S34.
-pub fn random(class: &Class) -> Report {
-    let mut tally = Tally::new(class);
-    let programs = if class.user_mode_emulator || class.shadow() { PROGRAMS } else { PROGRAMS * 20 };
-    for (what, always, poison) in
-        [("", false, false), (", poisoned", false, true), (", moving at every check", true, false)]
-    {
-        let policy = Policy { relocate_always: always, poison, ..policy() };
-        let end = run(|| {
-            let mut seen = Seen::default();
-            for seed in 0..programs {
-                program(&mut seen, policy, seed, if always { 150 } else { 400 })
-                    .map_err(|problem| format!("program {seed}: {problem}"))?;
-            }
-            for (note, seen) in page().notes.iter().zip([seen.growths, seen.shrinks, seen.entries, seen.resumed]) {
-                note.store(seen, Relaxed);
-            }
-            if [seen.growths, seen.shrinks, seen.entries, seen.resumed].iter().any(|&count| count < programs) {
-                return Err(format!("hardly anything happened: {seen:?}"));
-            }
-            Ok(Code::C)
-        });
-        tally.attack(&format!("{programs} programs{what}"), &end, &[Code::C]);
-        let [growths, shrinks, entries, resumed, ..] = end.notes;
-        tally.say(format!(
-            "{growths} growths, {shrinks} shrinks, {entries} nested entries, {resumed} resumptions{what}"
-        ));
-    }
-    tally.report()
-}
-
-/// What the programs did.
-#[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    growths: u64,
-    shrinks: u64,
-    entries: u64,
-    resumed: u64,
-}
-
-pub(super) fn choose(world: &World<'_>, dice: &mut Dice, left: &mut usize) -> Op {
-    if *left == 0 {
-        return Op::Return;
-    }
-    *left -= 1;
-    let deep = world.frames.len() >= FRAMES;
-    match dice.below(40) {
-        0..=11 if !deep => Op::Small(word(dice)),
-        12..=17 if !deep => Op::Large(word(dice)),
-        18..=20 if world.depth() < ENTRIES && !deep => Op::Enter(word(dice)),
-        21..=22 => Op::Compact,
-        23 => Op::Reserve(dice.below(1 << 16)),
-        24 => Op::Reserve([usize::MAX, usize::MAX - 4096, 1 << 62][dice.below(3)]),
-        25..=26 => Op::Grow(dice.below(1 << 16) as u64),
-        27..=28 if world.depth() == 1 => Op::Suspend(word(dice)),
-        29 if world.depth() > 1 && dice.below(4) == 0 => Op::Suspend(word(dice)),
-        30 if dice.below(4) == 0 => Op::Leave(word(dice)),
-        _ => Op::Return,
-    }
-}
-
-fn program(seen: &mut Seen, policy: Policy, seed: u64, steps: usize) -> Result<(), String> {
-    let mut dice = Dice::new("S34", seed);
-    let mut native = Dice::new("S34 outside", seed);
-    let mut left = steps;
-    let mut entries = 0;
-    let world = World::new(|world| {
-        let op = choose(world, &mut dice, &mut left);
-        entries += u64::from(matches!(op, Op::Enter(_)));
-        op
-    });
-    let mut run = Run::new(policy, world)?;
-    for _ in 0..2 {
-        let mut got = run.enter(word(&mut native));
-        while let Ok(Exit::Suspended(_)) = got {
-            let moved = match native.below(6) {
-                0 => run.stack.shrink_to_fit().map(|_| ()),
-                1 => run.stack.compact().map(|_| ()),
-                2 => run.stack.reserve(native.below(1 << 17)),
-                3 => match run.stack.reserve(usize::MAX - native.below(64)) {
-                    Err(Error::Overflow { .. }) => Ok(()),
-                    got => return Err(format!("a reservation of everything: {got:?}")),
-                },
-                _ => Ok(()),
-            };
-            moved.map_err(|error| format!("a suspended stack: {error}"))?;
-            if native.below(40) == 0 {
-                run.stack.discard().map_err(|error| error.to_string())?;
-                run.forget();
-                break;
-            }
-            seen.resumed += 1;
-            got = run.resume(word(&mut native), native.below(12) == 0);
-        }
-        run.world.verdict()?;
-        if !run.world.frames.is_empty() {
-            return Err(format!("{} frames are left of {got:x?}", run.world.frames.len()));
-        }
-        if native.below(2) == 0 {
-            run.stack.shrink_to_fit().map_err(|error| error.to_string())?;
-            if run.stack.size() != policy.initial {
-                return Err(format!("an empty stack of {} bytes", run.stack.size()));
-            }
-        }
-    }
-    seen.growths += run.stack.stats().growths;
-    seen.shrinks += run.stack.stats().shrinks;
-    drop(run);
-    seen.entries += entries;
-    Ok(())
 }
