@@ -186,6 +186,7 @@ pub(crate) fn pac_field() -> u64 {
 }
 
 /// The number of the generic key among those that [`key_print`] knows.
+#[cfg(target_os = "linux")]
 pub(crate) const GENERIC_KEY: u64 = 4;
 
 /// A fingerprint of one key of this thread, IA, IB, DA, DB, GA from 0 on. Made of constants that are no addresses; 0 for an address key that is turned off.
