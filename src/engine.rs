@@ -20,7 +20,8 @@
 //!    is declared per return address ([`Registration::safepoint`](crate::codemap::Registration::safepoint)) or does not exist.
 //!    `Policy::relocate_always` finds those that do.
 //! 6. **Checked.** Before code goes further below the limit than `Policy::reserve` it calls `grow`: either with its frame
-//!    already allocated within the reserve and `bytes` 0, or before allocating, with the bytes that it will need.
+//!    already allocated within the reserve and `bytes` 0, or before allocating, with the bytes that it will need. On a large segment that was grown
+//!    to, the limit may lie above the segment's end: `grow` then has the system provide the next pages, and nothing moves.
 //! 7. **Callee-saved registers** are kept as in the platform's C convention, and so are the floating-point control
 //!    registers (MXCSR, x87 control word, FPCR), which `enter` does not save.
 //! 8. **`leave`** is called for the innermost activation of the thread only, and drops frames up to the innermost entry: none owes a destructor.

@@ -59,11 +59,11 @@ impl Default for Policy {
             initial: page_size(),
             maximum: 64 << 20,
             growth: 2,
-            growth_large: 4,
+            growth_large: 8,
             large: 64 << 10,
             move_pages: 64 << 10,
             huge_pages: 4 << 20,
-            shrink_below: 8,
+            shrink_below: 9,
             keep: 1024,
             reserve: 1024,
             guard: page_size().max(64 << 10),
@@ -265,8 +265,8 @@ mod tests {
     fn large_segments_grow_faster() {
         let policy = Policy { large: 8192, maximum: 1 << 20, ..Policy::default() };
         assert_eq!(policy.next_size(4096, 5000), Ok(8192));
-        assert_eq!(policy.next_size(8192, 9000), Ok(32 << 10));
-        assert_eq!(policy.next_size(4096, 9000), Ok(32 << 10));
+        assert_eq!(policy.next_size(8192, 9000), Ok(64 << 10));
+        assert_eq!(policy.next_size(4096, 9000), Ok(64 << 10));
         assert_eq!(policy.next_size(512 << 10, 600 << 10), Ok(1 << 20));
     }
 

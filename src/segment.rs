@@ -47,6 +47,8 @@ pub(crate) fn boxed<T>(what: &'static str, value: T) -> Result<Box<T>, Error> {
 pub struct Segment {
     mapping: NonNull<u8>,
     mapped: usize,
+    /// Down to where the system was asked for pages ahead; 0 where it is not asked for more.
+    provided: usize,
     /// Boxed: the seal is bound to the record's address, and stubs hold pointers to it.
     record: Box<Record>,
 }
@@ -107,7 +109,7 @@ impl Segment {
         .map_err(failed)?
         .cast::<u8>();
         let base = mapping.as_ptr().expose_provenance() + guard;
-        let mut segment = Segment { mapping, mapped, record };
+        let mut segment = Segment { mapping, mapped, provided: 0, record };
         // SAFETY: the range is the upper part of the mapping made above, which nobody else knows yet.
         unsafe {
             // One protection for both is one mapping of the system's.
@@ -145,24 +147,13 @@ impl Segment {
         crate::arch::reseal_record(&mut self.record, generation);
     }
 
-    /// Has the system provide the pages of the highest `bytes` at once, which is cheaper than a fault for each. A hint:
-    /// where it is refused (Linux before 5.14) they come one by one.
-    #[cfg(target_os = "linux")]
+    /// Has the system provide the pages of the highest `bytes` at once.
     pub(crate) fn populate(&self, bytes: usize) {
-        /// `MADV_POPULATE_WRITE`
-        const POPULATE_WRITE: libc::c_int = 23;
         let begin = self.record.top.saturating_sub(bytes) & !(page_size() - 1);
         if bytes >= 4 * page_size() && begin >= self.record.base {
-            // SAFETY: the range lies in the mapping that self owns; its contents stay as they are.
-            unsafe {
-                libc::madvise(std::ptr::with_exposed_provenance_mut(begin), self.record.top - begin, POPULATE_WRITE)
-            };
+            remap::populate(begin, self.record.top);
         }
     }
-
-    /// Pages come one by one here.
-    #[cfg(not(target_os = "linux"))]
-    pub(crate) fn populate(&self, _: usize) {}
 
     /// Takes all access away, so that a stale pointer into the segment faults.
     pub(crate) fn poison(&self) -> Result<(), Error> {

@@ -450,13 +450,21 @@ impl<S: Signer> Inner<S> {
         }
     }
 
+    /// Tells managed code of the limit, while it runs.
+    fn show_limit(&self) {
+        if let Some(activation) = self.activation {
+            // SAFETY: `enter` borrows the activation until the stub returns.
+            unsafe { activation.as_ref() }.limit.store(self.limit(), Ordering::Relaxed);
+        }
+    }
+
     /// What managed code compares its stack pointer with.
     fn limit(&self) -> usize {
         if self.policy.relocate_always {
             usize::MAX
         } else {
             // Wraps only when the record was rewritten: then the guard, not arithmetic, is what stops the code.
-            self.segment.record().base.wrapping_add(self.policy.reserve)
+            self.segment.provided().wrapping_add(self.policy.reserve)
         }
     }
 }

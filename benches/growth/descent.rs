@@ -23,22 +23,22 @@ impl<'a> Side<'a> {
 }
 
 /// Everybody takes turns. Ratios are to our own stack of the final size, for gcc's split stacks to gcc on a mapping of the final size.
-pub fn measure(bench: &Bench, peers: &Peers) {
+pub fn measure(bench: &Bench, peers: &Peers, depths: &[usize]) {
     println!("descent and return, {FRAME} bytes a frame: least (median) in ms; ratio of the least to a fixed stack's");
-    for depth in [100_000, 1_000_000] {
+    for &depth in depths {
         let size = ((depth + 1) * FRAME + SPARE).next_power_of_two();
         let [mut growing, mut fixed] = ["cfi-stack, from 4 KiB", "cfi-stack, fixed"].map(|name| Side::new(name, None));
         let mut others: Vec<_> = peers.found().map(|peer| Side::new(peer.name, Some(peer))).collect();
         let mut stats = None;
         for _ in 0..bench.samples {
             let mut stack = bench.stack(4096, size);
-            growing.first.take(|| bench.descend(&mut stack, depth));
-            growing.repeated.take(|| bench.descend(&mut stack, depth));
+            growing.first.take_own(|| bench.descend(&mut stack, depth));
+            growing.repeated.take_own(|| bench.descend(&mut stack, depth));
             stats = Some(stack.stats());
             drop(stack);
             let mut stack = bench.stack(size, size);
-            fixed.first.take(|| bench.descend(&mut stack, depth));
-            fixed.repeated.take(|| bench.descend(&mut stack, depth));
+            fixed.first.take_own(|| bench.descend(&mut stack, depth));
+            fixed.repeated.take_own(|| bench.descend(&mut stack, depth));
             drop(stack);
             for side in &mut others {
                 if let Some(figures) = side.peer.and_then(|peer| peer.run("descent", depth)) {

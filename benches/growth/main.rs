@@ -28,8 +28,9 @@ usage: growth [descent] [edge] [relocation] [check] [OPTIONS]
   relocation       one move by number of frames against memcpy of the same bytes, and where its time goes
   check            the limit check: a loop calling a leaf, and fib, with and without it
   --samples N      measurements of each side (default 21)
+  --no-huge-pages  the kernel gives this process none (PR_SET_THP_DISABLE)
   --count          instructions of a move instead of times, a frame's and whole: also on an emulated CPU (ci/on --count)
-  --frames N,N,…   with --count: whole moves of so many frames (default 10,100,1000)
+  --frames N,N,…   descents to so many frames (default 100000,1000000); with --count whole moves of so many (default 10,100,1000)
   --at-most N      with --count: exit status 1 if re-binding takes more instructions a frame
   --peers FOLDER   where benches/growth/peers has built the peers (default: CFI_STACK_CACHE/peers,
                    ~/.cache/cfi-stack/peers); those that are not there are named";
@@ -46,7 +47,7 @@ fn main() -> std::process::ExitCode {
     let mut samples = 21;
     let mut only = Vec::new();
     let mut counted = false;
-    let mut frames = vec![10, 100, 1000];
+    let mut frames = None;
     let mut at_most = None;
     let mut folder = peers::default_folder();
     let mut words = std::env::args().skip(1);
@@ -57,11 +58,16 @@ fn main() -> std::process::ExitCode {
                 return ExitCode::SUCCESS;
             }
             "--count" => counted = true,
+            "--no-huge-pages" => {
+                if let Err(errno) = nix::sys::prctl::set_thp_disable(true) {
+                    return refuse(&format!("--no-huge-pages: {errno}"));
+                }
+            }
             "--frames" => {
                 let numbers =
                     words.next().map(|list| list.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>());
                 match numbers {
-                    Some(Ok(numbers)) if !numbers.contains(&0) => frames = numbers,
+                    Some(Ok(numbers)) if !numbers.contains(&0) => frames = Some(numbers),
                     _ => return refuse("--frames wants positive numbers with commas between"),
                 }
             }
@@ -86,7 +92,7 @@ fn main() -> std::process::ExitCode {
     }
     managed::register();
     if counted {
-        return match count::print(&frames, at_most) {
+        return match count::print(&frames.unwrap_or_else(|| vec![10, 100, 1000]), at_most) {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => {
                 eprintln!("growth: {why}");
@@ -98,7 +104,7 @@ fn main() -> std::process::ExitCode {
     let bench = bench::Bench::new(samples);
     let peers = peers::Peers::find(&folder);
     if wanted("descent") {
-        descent::measure(&bench, &peers);
+        descent::measure(&bench, &peers, &frames.unwrap_or_else(|| vec![100_000, 1_000_000]));
     }
     if wanted("edge") {
         edge::measure(&bench, &peers);

@@ -12,8 +12,14 @@ use std::num::NonZeroUsize;
 
 /// What one entry of a page table's second level spans with pages of 4 KiB: what can be one page, or move as one.
 const HUGE: usize = 2 << 20;
+/// Segments from this size on get pages ahead of the stack pointer.
+const AHEAD_FROM: usize = 256 << 10;
+/// How much ahead: one part of the stack in so many, within these bounds.
+const AHEAD_PART: usize = 16;
+const AHEAD_LEAST: usize = 64 << 10;
+const AHEAD_MOST: usize = 1 << 20;
 /// A segment not more than so many times as large as the span that comes to lie in it is one that the stack has grown to.
-const LIKELY: usize = 8;
+const LIKELY: usize = 16;
 
 impl Segment {
     /// Maps a segment that a span of so many bytes moves to, as [`Segment::map`] does. From the policy's `huge_pages` on its top is aligned to
@@ -48,7 +54,7 @@ impl Segment {
         // What lies above the top, but for the page there, stays inaccessible, as the guard does.
         let top = (mapping.as_ptr().expose_provenance() + length.get() - page) & !(HUGE - 1);
         let base = top - size;
-        let mut segment = Segment { mapping, mapped: length.get(), record };
+        let mut segment = Segment { mapping, mapped: length.get(), provided: 0, record };
         // SAFETY: the range lies in the mapping made above, which nobody else knows yet: at least the guard and at most that and
         // `HUGE` bytes above its beginning, and so is the page above the top.
         unsafe {
@@ -58,6 +64,56 @@ impl Segment {
         advise_huge(base, size + page);
         segment.seal(base, top, identity, generation);
         Ok(segment)
+    }
+}
+
+#[cfg_attr(not(cfi_stack_native), allow(dead_code, reason = "there are no stacks here"))]
+impl Segment {
+    /// The lowest address that managed code may reach before it asks for more: pages are there, or come one by one.
+    pub(crate) fn provided(&self) -> usize {
+        self.record.base.max(self.provided)
+    }
+
+    /// Asks for pages ahead in a segment that frames have just been moved to: `span` bytes at its top are theirs and `needed` will be used now.
+    pub(crate) fn provide_behind(&mut self, span: usize, needed: usize) {
+        if cfg!(target_os = "linux") && self.record.size() >= AHEAD_FROM {
+            self.provided = self.record.top.saturating_sub(span);
+            self.provide(needed);
+        }
+    }
+
+    /// Asks for pages ahead, a stretch at a time, if `needed` bytes below the top reach beyond what was provided. Says whether they do. A fault
+    /// for each page would cost more; what lies unused is at most the stretch.
+    pub(crate) fn provide(&mut self, needed: usize) -> bool {
+        let (base, top) = (self.record.base, self.record.top);
+        let lowest = top.saturating_sub(needed);
+        if self.provided == 0 || lowest >= self.provided {
+            return false;
+        }
+        let stretch = (needed / AHEAD_PART).clamp(AHEAD_LEAST, AHEAD_MOST);
+        let begin = (lowest.saturating_sub(stretch) & !(page_size() - 1)).max(base);
+        // Of a frame that is larger than that, the part which the next frames lie below.
+        let end = self.provided.min(lowest.saturating_add(stretch)).next_multiple_of(page_size()).min(top);
+        let more = begin > base && begin < end && populate(begin, end);
+        self.provided = if more { begin } else { 0 };
+        true
+    }
+}
+
+/// Has the system provide the pages of a range of the caller's own memory at once, which is cheaper than a fault for each. A hint: where it
+/// is refused (Linux before 5.14, no memory) they come one by one. Says whether it was followed.
+pub(crate) fn populate(begin: usize, end: usize) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        /// `MADV_POPULATE_WRITE`
+        const POPULATE_WRITE: libc::c_int = 23;
+        // SAFETY: the caller's memory; its contents stay as they are.
+        unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(begin), end - begin, POPULATE_WRITE) == 0 }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (begin, end);
+        false
     }
 }
 
@@ -100,4 +156,60 @@ pub(crate) unsafe fn move_pages(source: &Record, destination: &Record, low: usiz
 #[cfg(not(all(target_os = "linux", cfi_stack_native)))]
 pub(crate) unsafe fn move_pages(_: &Record, _: &Record, _: usize) -> bool {
     false
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Bytes of a segment that have pages.
+    fn resident(segment: &Segment) -> usize {
+        let (base, size, page) = (segment.record.base, segment.record.size(), page_size());
+        let mut pages = vec![0_u8; size / page];
+        // SAFETY: whole pages of the segment, and a byte for each.
+        let result = unsafe { libc::mincore(std::ptr::with_exposed_provenance_mut(base), size, pages.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        pages.iter().filter(|&&page| page & 1 == 1).count() * page
+    }
+
+    fn segment(size: usize) -> Segment {
+        Segment::map(size, page_size(), 7, 1).unwrap()
+    }
+
+    #[test]
+    fn no_more_than_a_stretch_lies_ahead() {
+        let (span, bounds) = (600 << 10, AHEAD_LEAST..=AHEAD_LEAST + 2 * page_size());
+        let mut grown = segment(4 << 20);
+        grown.provide_behind(span, span + 1024);
+        if grown.provided() == grown.record.base {
+            return; // A system that cannot.
+        }
+        assert!(bounds.contains(&resident(&grown)), "{}", resident(&grown));
+        let room = grown.record.top - grown.provided();
+        assert!(!grown.provide(room));
+        assert!(grown.provide(room + 16));
+        assert!(grown.record.top - grown.provided() >= room + 16);
+        assert!(resident(&grown) <= 2 * bounds.end());
+        // A frame as large as half of the segment: what is above its lowest part may never be touched.
+        let before = resident(&grown);
+        assert!(grown.provide(3 << 20));
+        assert!(grown.record.top - grown.provided() >= 3 << 20);
+        assert!(resident(&grown) - before <= 2 * (3 << 20) / AHEAD_PART + 2 * page_size());
+        // To the end: nothing is held back any more.
+        let size = grown.record.size();
+        assert!(grown.provide(size));
+        assert_eq!(grown.provided(), grown.record.base);
+        assert!(!grown.provide(size) && resident(&grown) < size);
+    }
+
+    #[test]
+    fn small_segments_and_first_ones_get_none_ahead() {
+        let mut small = segment(AHEAD_FROM / 2);
+        small.provide_behind(AHEAD_FROM / 4, AHEAD_FROM / 4 + 1024);
+        let mut first = segment(1 << 20);
+        assert!(!first.provide(1 << 19));
+        for segment in [small, first] {
+            assert_eq!((segment.provided(), resident(&segment)), (segment.record.base, 0));
+        }
+    }
 }

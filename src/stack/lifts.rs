@@ -10,7 +10,6 @@ use crate::pac::Tampered;
 use crate::signer::Signer;
 use crate::steps::{Step, StepInfo, step};
 use crate::walk::{Bounds, Walk};
-use std::sync::atomic::Ordering;
 
 impl<S: Signer> Inner<S> {
     /// Lifts the youngest frames of the managed function that has called `grow` for `bytes`, where the policy wants it and the frames let it. Says
@@ -47,11 +46,7 @@ impl<S: Signer> Inner<S> {
         let Some(lifted) = lifted else { return Ok(false) };
         drop(reading);
         self.control.segment = self.segment.record();
-        let limit = self.limit();
-        if let Some(activation) = self.activation {
-            // SAFETY: `enter` borrows the activation until the stub returns.
-            unsafe { activation.as_ref() }.limit.store(limit, Ordering::Relaxed);
-        }
+        self.show_limit();
         self.stats.lifts += 1;
         self.stats.segments += u64::from(lifted.made);
         self.stats.frames_moved += self.plan.rebindings().len() as u64;

@@ -55,11 +55,7 @@ impl<S: Signer> Inner<S> {
     /// Makes the segment that holds `record`, a stub's, the current one.
     pub(super) fn settle(&mut self, record: usize) -> Result<(), Tampered> {
         if self.links.settle(&mut self.segment, record)? {
-            let limit = self.limit();
-            if let Some(activation) = self.activation {
-                // SAFETY: `enter` borrows the activation until the stub returns.
-                unsafe { activation.as_ref() }.limit.store(limit, Ordering::Relaxed);
-            }
+            self.show_limit();
         }
         self.control.segment = self.segment.record();
         Ok(())
@@ -97,8 +93,13 @@ impl<S: Signer> Inner<S> {
             false if self.policy.relocate_always && youngest.is_some() => {
                 self.move_segment(present, youngest, spare, registers)
             }
-            // A limit that lies too high costs time, nothing else.
-            false => Ok(()),
+            // The limit stands where pages end that were provided, or too high: that costs time, nothing else.
+            false => {
+                if self.segment.provide(needed) {
+                    self.show_limit();
+                }
+                Ok(())
+            }
         }
     }
 
@@ -235,12 +236,15 @@ impl<S: Signer> Inner<S> {
         let (identity, generation) = (self.control.identity, self.control.generation);
         let guard = self.policy.guard;
         let span = youngest.map_or(0, |record| self.segment.record().top.wrapping_sub(record));
-        let destination = match self.links.floor(&self.segment) {
+        let mut destination = match self.links.floor(&self.segment) {
             None => Segment::map_for(span, size, &self.policy, identity, generation)?,
             Some(floor) => Segment::map_above(size, guard, identity, generation, floor)?,
         };
         if span < self.policy.move_pages {
             destination.populate(span);
+        }
+        if youngest.is_some() && size > self.segment.record().size() {
+            destination.provide_behind(span, span.saturating_sub(16).saturating_add(spare));
         }
         let present = self.segment.record().size();
         let mut at = destination.record().top;
@@ -267,11 +271,7 @@ impl<S: Signer> Inner<S> {
         self.stats.shrinks += u64::from(shrunk);
         self.stats.growths += u64::from(!shrunk);
         self.stats.largest = self.stats.largest.max(size as u64);
-        let limit = self.limit();
-        if let Some(activation) = self.activation {
-            // SAFETY: `enter` borrows the activation until the stub returns.
-            unsafe { activation.as_ref() }.limit.store(limit, Ordering::Relaxed);
-        }
+        self.show_limit();
         step(Step::Committed, StepInfo::new(at, self.segment.record(), None, &mut self.plan))?;
         drop(old);
         Ok(())

@@ -145,7 +145,7 @@ fn many() -> Verdict {
     if (done.moved, done.refused) != (STACKS, 0) || freed < STACKS * 100 {
         return Err(format!("{done:?}"));
     }
-    // Addresses and memory. A segment that grew by four was touched as deep as the frames went; an emulator's own memory counts too.
+    // Addresses and memory. A segment that was grown to was touched as deep as the frames went; an emulator's own memory counts too.
     let wanted = [freed, STACKS * 100].map(|pages| pages * 7 / 10);
     if before.iter().zip(after).zip(wanted).any(|((before, after), wanted)| before - after.min(*before) < wanted) {
         return Err(format!("{before:?} pages before, {after:?} after, {freed} freed"));
