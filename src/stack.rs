@@ -115,6 +115,8 @@ pub(crate) struct Inner<S = Hardware> {
     failure: Option<Error>,
     activation: Option<NonNull<Activation>>,
     pub(crate) state: State,
+    /// In the list of the thread that runs it.
+    running: Box<thread::Running>,
     /// The entries around the innermost one, outermost first.
     outer: Vec<Outer>,
     /// Whether frames are being moved.
@@ -197,8 +199,10 @@ impl Stack {
         // SAFETY: `inner` is owned by self and not running: `&mut self` is exclusive, and a running stack's `enter`
         // has not returned. The reference ends before the stub runs.
         let control = unsafe { (*inner).begin(thread, activation, State::Idle)? };
-        let running = thread::Running::with(activation);
-        let ended = running.begin();
+        let frame = 0;
+        // SAFETY: boxed and not part of the block that the stubs and `grow` write; it leaves the list before `inner` goes.
+        let running = unsafe { &*(*inner).running };
+        let ended = running.enter(activation, &frame);
         // SAFETY: the caller's for `entry`; `begin` has put control, segment and activation in order.
         let value = unsafe { arch::enter(control, entry, args) };
         drop(ended);
@@ -222,8 +226,10 @@ impl Stack {
         let inner = self.inner.as_ptr();
         // SAFETY: as in `enter`.
         let control = unsafe { (*inner).begin(thread, activation, State::Suspended)? };
-        let running = thread::Running::with(activation);
-        let ended = running.begin();
+        let frame = 0;
+        // SAFETY: as in `enter`.
+        let running = unsafe { &*(*inner).running };
+        let ended = running.enter(activation, &frame);
         // SAFETY: the caller's for the code that waits; `begin` has seen that it does and has put segment and activation in order.
         let value = unsafe { arch::resume(control, value, (*inner).oldest()) };
         drop(ended);
@@ -308,8 +314,15 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: `inner` came from a leaked box and is owned by self; no frame on the stack runs any more.
-        drop(unsafe { Box::from_raw(self.inner.as_ptr()) });
+        let inner = self.inner.as_ptr();
+        // SAFETY: owned by self.
+        let (state, running) = unsafe { ((*inner).state, &*(*inner).running) };
+        // A longjmp has left `enter`. The thread on which it did still has the record in its list: unless it is this one, all of it stays.
+        if state == State::Running && !running.forget() {
+            return;
+        }
+        // SAFETY: `inner` came from a leaked box and is owned by self; no frame on the stack runs any more, and no thread has its record.
+        drop(unsafe { Box::from_raw(inner) });
     }
 }
 
@@ -353,6 +366,7 @@ impl<S: Signer> Inner<S> {
             outer: Vec::new(),
             moving: false,
             parked: None,
+            running: boxed("a stack's record of its entry", thread::Running::idle())?,
             signer,
         })
     }

@@ -136,8 +136,11 @@ pub fn seal_callee_saved() -> Result<(), Error> {
 }
 
 /// The activation whose managed code this thread runs, or whose native callee. Async-signal-safe.
+///
+/// After a longjmp out of a native callee it is still that of the stack which was jumped out of, until an entry around that one ends or the stack is
+/// dropped: the activation must live as long.
 pub fn current_activation() -> Option<NonNull<Activation>> {
-    youngest(|running| match running.kind {
+    youngest(|running| match running.kind.get() {
         Kind::Managed(activation) => Some(activation),
         Kind::Poll(_) => None,
     })
@@ -145,7 +148,7 @@ pub fn current_activation() -> Option<NonNull<Activation>> {
 
 /// What the youngest poll of a stack on this thread lends, `None` when there is none or the youngest lends nothing.
 pub(crate) fn current_poll() -> Option<NonNull<()>> {
-    youngest(|running| match running.kind {
+    youngest(|running| match running.kind.get() {
         Kind::Managed(_) => None,
         Kind::Poll(lent) => Some(lent),
     })
@@ -165,39 +168,75 @@ fn youngest<T>(of: impl Fn(&Running) -> Option<T>) -> Option<T> {
     None
 }
 
-/// That a native frame has entered managed code with an activation, or polls a future that has a stack. These records lie on the stacks that their
-/// frames lie on, and a thread links its own, the youngest first.
+/// That a native frame has entered managed code with an activation, or polls a future that has a stack. A thread links its own records, the youngest
+/// first. That of an entry belongs to its stack, not to the frame: a longjmp can leave the frame, and what lay there is overwritten.
+#[derive(Debug)]
 pub(crate) struct Running {
-    kind: Kind,
+    kind: Cell<Kind>,
+    /// An address on the stack that the frame lies on.
+    place: Cell<usize>,
     outer: Cell<*const Running>,
 }
 
+#[derive(Clone, Copy, Debug)]
 enum Kind {
     Managed(NonNull<Activation>),
     Poll(Option<NonNull<()>>),
 }
 
 impl Running {
-    pub(crate) fn with(activation: &Activation) -> Self {
-        Running { kind: Kind::Managed(NonNull::from(activation)), outer: Cell::new(std::ptr::null()) }
+    /// Of a stack that nothing runs on.
+    pub(crate) fn idle() -> Self {
+        Running::polling(None)
     }
 
     /// Of a poll that lends what `lent` points to, or of one that must not be suspended.
     pub(crate) fn polling(lent: Option<NonNull<()>>) -> Self {
-        Running { kind: Kind::Poll(lent), outer: Cell::new(std::ptr::null()) }
+        Running { kind: Cell::new(Kind::Poll(lent)), place: Cell::new(0), outer: Cell::new(std::ptr::null()) }
     }
 
-    /// Puts the record into the thread's list until the guard is dropped; they nest.
+    /// Puts the record into the thread's list until the guard is dropped; they nest. The frame that calls this lies on the stack that runs.
     pub(crate) fn begin(&self) -> Ended<'_> {
+        self.place.set((&raw const self.place).addr());
+        self.link()
+    }
+
+    /// The same of an entry with this activation, whose frame lies where `frame` does.
+    pub(crate) fn enter(&self, activation: &Activation, frame: &u8) -> Ended<'_> {
+        self.kind.set(Kind::Managed(NonNull::from(activation)));
+        self.place.set(std::ptr::from_ref(frame).addr());
+        self.link()
+    }
+
+    fn link(&self) -> Ended<'_> {
         self.outer.set(CURRENT.get());
         // A handler that sees the record must see what is in it.
         compiler_fence(Ordering::Release);
         CURRENT.set(self);
         Ended(self)
     }
+
+    /// Takes the record of an entry that a longjmp has left out of this thread's list, and says whether it was there.
+    pub(crate) fn forget(&self) -> bool {
+        let mut younger: *const Running = std::ptr::null();
+        let mut next = CURRENT.get();
+        // SAFETY: as in `youngest`.
+        while let Some(running) = unsafe { next.as_ref() } {
+            if std::ptr::eq(running, self) {
+                // SAFETY: as above.
+                match unsafe { younger.as_ref() } {
+                    Some(younger) => younger.outer.set(self.outer.get()),
+                    None => CURRENT.set(self.outer.get()),
+                }
+                return true;
+            }
+            (younger, next) = (next, running.outer.get());
+        }
+        false
+    }
 }
 
-/// Takes a record out of its thread's list.
+/// Takes a record out of its thread's list, and with it those of frames within its own that a longjmp has left.
 pub(crate) struct Ended<'a>(&'a Running);
 
 impl Drop for Ended<'_> {
@@ -224,10 +263,10 @@ impl Detached {
         let first = CURRENT.get();
         let mut last = std::ptr::null();
         let mut next = first;
-        while !next.is_null() && on_stack(next.addr()) {
+        // SAFETY: as in `youngest`.
+        while let Some(running) = unsafe { next.as_ref() }.filter(|running| on_stack(running.place.get())) {
             last = next;
-            // SAFETY: as in `current_activation`.
-            next = unsafe { (*last).outer.get() };
+            next = running.outer.get();
         }
         if last.is_null() {
             return None;

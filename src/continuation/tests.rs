@@ -138,8 +138,8 @@ fn another_key_domain() {
 unsafe extern "C-unwind" fn manages(data: usize, values: *mut u64, _: usize) -> usize {
     use crate::thread::{Running, current_activation};
     let activation = crate::abi::Activation::new();
-    let record = Running::with(&activation);
-    let _ended = record.begin();
+    let (record, frame) = (Running::idle(), 0);
+    let _ended = record.enter(&activation, &frame);
     let mine = Some(std::ptr::NonNull::from(&activation));
     let mut passed = [0];
     let mut right = current_activation() == mine;

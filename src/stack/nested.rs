@@ -52,11 +52,9 @@ pub(crate) unsafe fn enter_again(activation: &Activation, entry: RawPc, args: [u
     let inner = in_exit(activation)?.as_ptr();
     // SAFETY: `in_exit` has seen that native code runs, so nobody else uses `inner`; the reference ends before the stub runs.
     unsafe { (*inner).begin_again()? };
-    let running = thread::Running::with(activation);
-    let ended = running.begin();
+    // The thread's list has this activation already: it is the innermost one.
     // SAFETY: the caller's for `entry`; `begin_again` has put control in order, and exit's link record says where the frames begin.
     let value = unsafe { arch::enter(inner.cast(), entry, args) };
-    drop(ended);
     // SAFETY: the stub has returned: native code runs again.
     unsafe { (*inner).end_again(value) }
 }

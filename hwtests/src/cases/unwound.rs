@@ -11,8 +11,9 @@ use crate::managed;
 use crate::outcome::{Code, Report};
 use crate::stepper::function_at;
 use crate::tally::Tally;
-use cfi_stack::{Error, Exit};
+use cfi_stack::{Error, Exit, thread};
 use std::ffi::c_void;
+use std::ptr::NonNull;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Managed frames under the callee.
@@ -169,9 +170,13 @@ fn jumped() -> Verdict {
     if jumped != 1 {
         return Err("nobody jumped".into());
     }
+    overwrite();
     match scene.recurse(managed::recurse_a(), DEPTH) {
         Err(Error::Busy) => {}
         other => return Err(format!("the stack that was jumped out of: {other:x?}")),
+    }
+    if thread::current_activation() != Some(NonNull::from(&*scene.activation)) {
+        return Err("nobody knows of the activation that was jumped out of".into());
     }
     // Another stack is not concerned.
     let mut other = cfi_stack::Stack::new(&scene.thread, policy()).map_err(|error| error.to_string())?;
@@ -180,7 +185,19 @@ fn jumped() -> Verdict {
     let arguments = [act, crate::attack::DEPTH, crate::attack::zero_address(), 0];
     // SAFETY: the hand-made functions follow the engine's rules; the thread is ours.
     match unsafe { other.enter(&scene.thread, &activation, managed::recurse_a().start, arguments) } {
-        Ok(Exit::Returned(sum)) if sum == managed::recursion_sum(crate::attack::DEPTH as u64) => Ok(Code::E),
-        other => Err(format!("another stack: {other:x?}")),
+        Ok(Exit::Returned(sum)) if sum == managed::recursion_sum(crate::attack::DEPTH as u64) => {}
+        other => return Err(format!("another stack: {other:x?}")),
     }
+    // With the stack that was jumped out of goes what the thread knows of it.
+    drop(std::mem::ManuallyDrop::into_inner(scene));
+    match thread::current_activation() {
+        None => Ok(Code::E),
+        Some(activation) => Err(format!("{activation:?} still runs")),
+    }
+}
+
+/// Where the frames lay that were jumped over other words lie now.
+#[inline(never)]
+fn overwrite() {
+    std::hint::black_box([0x5a_u8; 64 << 10]);
 }
