@@ -18,7 +18,8 @@ pub struct Policy {
     pub growth_large: usize,
     /// See `growth_large`.
     pub large: usize,
-    /// Spans from this size on move by page tables instead of being copied, where the system can (Linux 5.7).
+    /// Spans from this size on move by page tables instead of being copied, where the system can (Linux 5.7). Meanwhile signals
+    /// are held back, but for faults: a handler would not find the frames.
     pub move_pages: usize,
     /// Segments from this size on that a stack has grown to use huge pages where the system has them on offer (Linux: `madvise` or `always`
     /// in /sys/kernel/mm/transparent_hugepage/enabled): the first touch of 2 MiB brings all of it.

@@ -28,6 +28,7 @@ use cli::{Command, Options};
 use outcome::{Counts, Format, Outcome, Report};
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 fn main() -> ExitCode {
     let cases: Vec<&Case> = cases::ATTACKS.iter().chain(selftest::SELFTESTS).collect();
@@ -76,9 +77,9 @@ fn run(out: &mut impl Write, cases: &[&Case], options: Options) -> io::Result<bo
     let class = Class::detect(class);
     let mut counts = Counts::default();
     // Each line at once: what a child inherits must not be written twice.
-    let report = |out: &mut dyn Write, counts: &mut Counts, case: &str, report: &Report| {
+    let report = |out: &mut dyn Write, counts: &mut Counts, case: &str, report: &Report, took: Duration| {
         counts.add(report.outcome);
-        writeln!(out, "{}", outcome::line(format, case, &class.name, report)).and_then(|()| out.flush())
+        writeln!(out, "{}", outcome::line(format, case, &class.name, report, took)).and_then(|()| out.flush())
     };
     if format == Format::Table {
         let enabled: Vec<_> = class.features.enabled.names().collect();
@@ -88,16 +89,17 @@ fn run(out: &mut impl Write, cases: &[&Case], options: Options) -> io::Result<bo
     }
     for &feature in require.iter().filter(|&&feature| !class.has(feature)) {
         let missing = Report::fail(format!("{} is required and not enabled here", feature.name()));
-        report(out, &mut counts, "-", &missing)?;
+        report(out, &mut counts, "-", &missing, Duration::ZERO)?;
     }
     let chosen = |id: &str| only.as_ref().is_none_or(|only| only.iter().any(|wanted| wanted == id));
     for case in cases.iter().filter(|case| chosen(case.id)) {
         progress::begin(case.id);
+        let start = Instant::now();
         let mut found = (case.run)(&class);
         if found.outcome == Outcome::Skip && found.missing.iter().any(|missing| require.contains(missing)) {
             found = Report::fail(format!("skipped, though it is required: {}", found.reason));
         }
-        report(out, &mut counts, case.id, &found)?;
+        report(out, &mut counts, case.id, &found, start.elapsed())?;
     }
     if format == Format::Table {
         writeln!(out, "{counts}")?;

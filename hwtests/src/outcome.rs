@@ -2,6 +2,7 @@
 
 use crate::class::Feature;
 use std::fmt::{self, Write};
+use std::time::Duration;
 
 /// How an attack ended; the attack table defines each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,24 +144,27 @@ pub enum Format {
 /// The line above a table.
 pub fn heading() -> String {
     format!(
-        "{:<5} {:<5} {:<6} {:>6} {:>7} {:>6} {:>8}  what was seen",
-        "case", "", "code", "signal", "si_code", "tries", "accepted"
+        "{:<5} {:<5} {:<6} {:>6} {:>7} {:>6} {:>8} {:>5}  what was seen",
+        "case", "", "code", "signal", "si_code", "tries", "accepted", "s"
     )
 }
 
-/// One report as a line.
-pub fn line(format: Format, case: &str, class: &str, report: &Report) -> String {
+/// One report as a line, with the time that the case took.
+pub fn line(format: Format, case: &str, class: &str, report: &Report, took: Duration) -> String {
+    let seconds = took.as_secs_f64();
     let Report { outcome, signal, si_code, tries, accepted, reason, .. } = report;
     let code = report.code();
     match format {
         Format::Table => {
             let code = if code.is_empty() { "-" } else { &code };
             let name = outcome.name();
-            format!("{case:<5} {name:<5} {code:<6} {signal:>6} {si_code:>7} {tries:>6} {accepted:>8}  {reason}")
+            format!(
+                "{case:<5} {name:<5} {code:<6} {signal:>6} {si_code:>7} {tries:>6} {accepted:>8} {seconds:>5.1}  {reason}"
+            )
         }
         Format::Json => format!(
             "{{\"case\":{},\"class\":{},\"outcome\":\"{}\",\"code\":\"{code}\",\"signal\":{signal},\"si_code\":{si_code},\
-             \"tries\":{tries},\"accepted\":{accepted},\"reason\":{}}}",
+             \"tries\":{tries},\"accepted\":{accepted},\"seconds\":{seconds:.1},\"reason\":{}}}",
             quoted(case),
             quoted(class),
             outcome.name(),

@@ -23,6 +23,8 @@ pub use mechanism::unavailable;
 
 /// Pieces of code that one run can watch.
 const PIECES: usize = 16;
+/// Boundaries of a run that are remembered.
+const TRAIL: usize = 1024;
 /// Longest piece of code whose instructions are told apart, in bytes.
 const LONGEST: usize = 8192;
 /// Size of the stack that visitors run on: unwinders are at home there.
@@ -72,6 +74,10 @@ struct Shared {
     first: AtomicU64,
     places: [[AtomicU64; 2]; PIECES],
     steps: [AtomicU64; PIECES],
+    /// Boundaries at which no visitor could run, because signals were held back.
+    held: [AtomicU64; PIECES],
+    /// Where the boundaries of the latest run were that had all of them visited.
+    trail: [AtomicU64; TRAIL],
     seen: [[AtomicU64; LONGEST / 64]; PIECES],
 }
 
@@ -86,6 +92,15 @@ impl Shared {
         passes
     }
 
+    /// Where the first boundary lies that the visitor wants to see, and how often the run comes there before, by a run like this one.
+    #[cfg(target_arch = "aarch64")]
+    fn ahead(&self) -> Option<(usize, usize)> {
+        let first = self.first.load(SeqCst) as usize;
+        let pc = self.trail.get(first).filter(|_| first != 0)?.load(SeqCst);
+        let before = self.trail[..first].iter().filter(|place| place.load(SeqCst) == pc).count();
+        (pc != 0).then_some((pc as usize, before))
+    }
+
     fn find(&self, pc: usize) -> Option<usize> {
         self.places.iter().position(|place| (place[0].load(SeqCst)..place[1].load(SeqCst)).contains(&(pc as u64)))
     }
@@ -96,6 +111,9 @@ impl Shared {
         let offset = pc - self.places[index][0].load(SeqCst) as usize;
         self.seen[index][offset / 64].fetch_or(1 << (offset % 64), SeqCst);
         let number = self.number.fetch_add(1, SeqCst);
+        if let Some(place) = self.trail.get(number as usize).filter(|_| self.first.load(SeqCst) == 0) {
+            place.store(pc as u64, SeqCst);
+        }
         (number >= self.first.load(SeqCst)).then_some(number)
     }
 }
@@ -128,6 +146,8 @@ pub struct Stepped {
     pub name: &'static str,
     /// Boundaries visited.
     pub steps: u64,
+    /// Boundaries at which signals were held back, so that no visitor could run.
+    pub held: u64,
     /// Offsets of the instructions before which the visitor ran, in order.
     pub instructions: Vec<usize>,
 }
@@ -136,6 +156,7 @@ impl Stepped {
     /// Adds another run's.
     pub fn add(&mut self, other: &Stepped) {
         self.steps += other.steps;
+        self.held += other.held;
         self.instructions.extend(&other.instructions);
         self.instructions.sort_unstable();
         self.instructions.dedup();
@@ -152,12 +173,14 @@ pub fn run(codes: &[Code], body: impl FnOnce() -> Verdict) -> (End, Vec<Stepped>
         shared.places[index][0].store(place.start as u64, SeqCst);
         shared.places[index][1].store(place.end as u64, SeqCst);
         shared.steps[index].store(0, SeqCst);
+        shared.held[index].store(0, SeqCst);
         shared.seen[index].iter().for_each(|word| word.store(0, SeqCst));
     }
     let end = mechanism::run(body);
     let stepped = codes.iter().enumerate().map(|(index, code)| Stepped {
         name: code.name,
         steps: shared.steps[index].load(SeqCst),
+        held: shared.held[index].load(SeqCst),
         instructions: (0..LONGEST)
             .filter(|offset| shared.seen[index][offset / 64].load(SeqCst) >> (offset % 64) & 1 == 1)
             .collect(),
@@ -208,7 +231,8 @@ pub fn through<T>(visitor: Visitor, what: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Steps from here on, and calls `visitor` at every boundary but the `first` ones. In [`run`]'s body only.
+/// Steps from here on, and calls `visitor` at every boundary but the `first` ones. In [`run`]'s body only. Where a run like this one has been stepped through
+/// before, from its first boundary on, a tracer need not step to get to a later one.
 pub fn begin(visitor: Visitor, first: u64) {
     own_stack_for_visitors();
     VISITOR.set(Some(visitor));

@@ -134,6 +134,71 @@ pub(crate) fn advise_huge(address: usize, bytes: usize) {
     let _ = (address, bytes);
 }
 
+/// Whether the stub moves pages in this process: where records are sealed, or nothing is defended.
+#[cfg(all(target_os = "linux", cfi_stack_native))]
+pub(crate) fn moves_pages() -> bool {
+    use crate::published;
+    let mode = published::mode();
+    #[cfg(target_arch = "aarch64")]
+    let sealed = mode & published::MODE_PACGA != 0;
+    #[cfg(not(target_arch = "aarch64"))]
+    let sealed = false;
+    sealed || mode & (published::MODE_PAC | published::MODE_SHADOW) == 0
+}
+
+/// Pages cannot move here.
+#[cfg(all(not(target_os = "linux"), cfi_stack_native))]
+pub(crate) fn moves_pages() -> bool {
+    false
+}
+
+/// Signals whose handlers can wait, held back until this is dropped. While pages have moved and nothing leads to them yet, a handler that walks the
+/// stack would find zeroes where frames were, and with FEAT_FPAC an unwinder that authenticates them faults.
+#[cfg(all(target_os = "linux", cfi_stack_native))]
+pub(crate) struct Held {
+    before: libc::sigset_t,
+}
+
+#[cfg(all(target_os = "linux", cfi_stack_native))]
+impl Held {
+    pub(crate) fn new() -> Held {
+        /// Faults are the thread's own: held back, they end the process without a word.
+        const FAULTS: [libc::c_int; 7] =
+            [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGTRAP, libc::SIGFPE, libc::SIGSYS, libc::SIGABRT];
+        let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        let mut before = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: the first call fills `all`; the last reads it and fills `before`, for which zero is a valid value too. With these arguments
+        // none of them fails.
+        unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            for fault in FAULTS {
+                libc::sigdelset(all.as_mut_ptr(), fault);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), before.as_mut_ptr());
+            Held { before: before.assume_init() }
+        }
+    }
+}
+
+#[cfg(all(target_os = "linux", cfi_stack_native))]
+impl Drop for Held {
+    fn drop(&mut self) {
+        // SAFETY: sets what `new` has found.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+    }
+}
+
+/// No pages move here.
+#[cfg(all(not(target_os = "linux"), cfi_stack_native))]
+pub(crate) struct Held;
+
+#[cfg(all(not(target_os = "linux"), cfi_stack_native))]
+impl Held {
+    pub(crate) fn new() -> Held {
+        Held
+    }
+}
+
 /// Moves the pages from `low` to the source's top into the destination, to the same distance from its top, and says whether it did: else
 /// nothing has changed. What was in the destination there is gone; the source reads as zero.
 ///

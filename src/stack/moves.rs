@@ -10,6 +10,7 @@ use crate::error::{Error, Refusal};
 use crate::link::Base;
 use crate::pac::Tampered;
 use crate::relocate::relocate;
+use crate::segment::remap::{Held, moves_pages};
 use crate::segment::{Segment, read_word};
 use crate::shadow::ShadowStack;
 use crate::signer::Signer;
@@ -301,6 +302,8 @@ impl<S: Signer> Inner<S> {
         let bounds = Bounds { source, pieces: &self.pieces, complete, smallest_frame, shadow, in_place: false };
         self.plan.make(&self.signer, Walk::new(&self.signer, table, bounds))?;
         drop(reading);
+        let by_pages = source.top.wrapping_sub(record) >= pages && moves_pages();
+        let _held = by_pages.then(Held::new);
         // SAFETY: the plan was just made for `bounds`; both segments are owned by self; the youngest frame is a stub's, and native code runs now.
         let moved = unsafe { relocate(&self.signer, &mut self.plan, &bounds, target, spare - 16, pages)? };
         self.stats.frames_moved += self.plan.rebindings().len() as u64;

@@ -215,6 +215,9 @@ fn at_every_boundary(tally: &mut Tally<'_>, class: &Class) {
             for at in 0..boundaries {
                 crate::progress::tick(&format!("{} {target:?} at {at} of {boundaries}", stub.name));
                 let (end, _) = stepper::run(&code, || stepped(stub, Some(target), at));
+                if end.notes[1] == 0 {
+                    tally.fail(format!("{target:?} at {at} of {boundaries}: the attack was never made ({end})"));
+                }
                 let place = code[0].at(end.notes[1] as usize);
                 if let Err(problem) = add(&mut ends, end, class, target.allowed(class)) {
                     tally.fail(format!("{target:?} flipped at {place}: {problem}"));

@@ -121,6 +121,9 @@ fn at_every_boundary(tally: &mut Tally<'_>, class: &Class) {
         for at in 0..boundaries {
             crate::progress::tick(&format!("{key}, at {at} of {boundaries}"));
             let (end, _) = stepper::run(&code, || stepped(function, Some(at), class.pac()));
+            if end.notes[AT] == 0 {
+                return tally.fail(format!("{key}, at {at} of {boundaries}: the attack was never made ({end})"));
+            }
             let place = code[0].at(end.notes[AT] as usize);
             let harmless = match end.code(class) {
                 Ok(code) if code == caught(class) => 0,

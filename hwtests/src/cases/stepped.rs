@@ -1,7 +1,11 @@
 //! A42: the stubs are single-stepped, and a signal handler walks the stack at every instruction.
 
+mod callers;
+mod leaves;
 mod linked;
 mod managed_stubs;
+mod measured;
+mod suspended;
 mod switches;
 
 use crate::backtrace::Frame;
@@ -9,6 +13,7 @@ use crate::class::Class;
 use crate::outcome::Report;
 use crate::stepper::{self, Stepped, function_at};
 use crate::tally::Tally;
+use std::hint::black_box;
 use std::sync::OnceLock;
 
 /// A42.
@@ -18,6 +23,9 @@ pub fn all(class: &Class) -> Report {
     }
     let mut tally = Tally::new(class);
     managed_stubs::all(&mut tally);
+    suspended::all(&mut tally);
+    leaves::all(&mut tally);
+    measured::all(&mut tally);
     linked::all(&mut tally);
     switches::all(&mut tally);
     tally.report()
@@ -32,7 +40,7 @@ struct Sums {
 impl Sums {
     /// Adds a run that must have gone through some of the stubs.
     fn add(&mut self, tally: &mut Tally<'_>, what: &str, stepped: Vec<Stepped>, required: &[usize]) {
-        for &index in required.iter().filter(|&&index| stepped[index].steps == 0) {
+        for &index in required.iter().filter(|&&index| stepped[index].steps + stepped[index].held == 0) {
             tally.fail(format!("{what}: no step in {}", stepped[index].name));
         }
         if self.stubs.is_empty() {
@@ -44,7 +52,11 @@ impl Sums {
 
     fn say(&self, tally: &mut Tally<'_>) {
         for stub in &self.stubs {
-            tally.say(format!("{}: {} instructions, {} steps", stub.name, stub.instructions.len(), stub.steps));
+            let held = match stub.held {
+                0 => String::new(),
+                held => format!(", {held} with signals held back"),
+            };
+            tally.say(format!("{}: {} instructions, {} steps{held}", stub.name, stub.instructions.len(), stub.steps));
         }
     }
 }
@@ -64,4 +76,24 @@ fn to_main(frames: &[Frame]) -> Vec<usize> {
         callers.truncate(last + 1);
     }
     callers
+}
+
+/// Marks the frames of the thread's own stack: calls [`inner`].
+#[inline(never)]
+fn outer(run: &mut dyn FnMut()) {
+    inner(run);
+    black_box(1);
+}
+
+#[inline(never)]
+fn inner(run: &mut dyn FnMut()) {
+    run();
+    black_box(2);
+}
+
+/// Whether the markers stand in order among these, then main.
+fn marked(callers: &[usize]) -> bool {
+    let markers = [inner as *const (), outer as *const (), crate::main as *const ()];
+    let mut callers = callers.iter().copied();
+    markers.into_iter().all(|marker| callers.any(|pc| function_at(pc - 1) == marker as usize))
 }

@@ -15,10 +15,10 @@ use cfi_stack::{Error, Exit, Policy, Stack};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Which function is called at each depth.
-pub(super) type Chain = Vec<usize>;
+pub(crate) type Chain = Vec<usize>;
 
 /// Functions by their place in a chain.
-pub(super) struct Kinds(pub(super) Vec<Function>);
+pub(crate) struct Kinds(pub(crate) Vec<Function>);
 
 impl Kinds {
     /// What this CPU can run: the first is plain, the second needs the third as its callee.
@@ -84,7 +84,7 @@ fn right(chain: &Chain) -> u64 {
     (0..chain.len() as u64).map(|level| level * 8 + 3).sum()
 }
 
-fn comes_back(kinds: &Kinds, chain: &Chain, policy: Policy) -> Verdict {
+pub(crate) fn comes_back(kinds: &Kinds, chain: &Chain, policy: Policy) -> Verdict {
     let (result, growths) = enter(kinds, chain, policy, |_| {})?;
     if result != Ok(Exit::Returned(right(chain))) {
         return Err(format!("{result:x?} instead of {:#x}", right(chain)));

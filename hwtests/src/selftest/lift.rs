@@ -15,7 +15,7 @@ use cfi_stack::{Error, Exit, Policy, Stats};
 const ARM: bool = cfg!(target_arch = "aarch64");
 const LIFTED: usize = 2048;
 
-pub(super) fn recurse() -> Function {
+pub(crate) fn recurse() -> Function {
     function!(lift_recurse, lift_recurse_end, 48, 64)
 }
 
@@ -28,7 +28,7 @@ fn wave() -> Function {
 }
 
 /// Registers the functions, as such that take their stack pointer back or as others.
-pub(super) fn register(retake: bool) -> Result<Registered, String> {
+pub(crate) fn register(retake: bool) -> Result<Registered, String> {
     let mut map = Registration::new();
     for function in [recurse(), dive(), wave()] {
         let layout = FrameLayout { retakes_sp: retake, ..FrameLayout::new(function.frame_bytes, function.signing) };

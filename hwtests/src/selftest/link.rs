@@ -66,7 +66,7 @@ fn repeat() -> Function {
     function!(link_loop, link_loop_end, 32, 32)
 }
 
-fn nothing() -> Function {
+pub(crate) fn nothing() -> Function {
     function!(link_nothing, link_nothing_end, 0, 0)
 }
 

@@ -1,6 +1,6 @@
 //! Native code that managed code calls on its own segment: what it takes is measured to the word, and nothing else changes.
 
-mod code;
+pub(crate) mod code;
 
 use crate::attack::Scene;
 use crate::child::{Verdict, run};

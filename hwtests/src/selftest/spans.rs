@@ -84,7 +84,7 @@ impl<'a> World<'a> {
         self.bases.len()
     }
 
-    /// What managed code runs with.
+    /// What the stack runs with.
     pub fn activation(&self) -> &Activation {
         // SAFETY: `act` is the address of the activation that the stack runs with, which the caller of `run` holds.
         unsafe { &*std::ptr::with_exposed_provenance(self.act) }

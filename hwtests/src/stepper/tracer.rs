@@ -115,8 +115,21 @@ impl Traced {
         let mut boundary = None;
         loop {
             if signal == BEGIN {
-                self.set_gates(true);
                 signal = 0;
+                match shared().ahead() {
+                    Some((pc, before)) => match self.go_to(pc, before) {
+                        Ok(()) => {
+                            shared().number.store(shared().first.load(SeqCst), SeqCst);
+                            if let Err(died_of) = self.visit(pc) {
+                                signal = died_of;
+                            }
+                            self.set_gates(true);
+                            boundary = (signal == 0).then_some(pc);
+                        }
+                        Err(died_of) => signal = died_of,
+                    },
+                    None => self.set_gates(true),
+                }
             }
             let gate = boundary.and_then(|pc| self.gate(pc));
             if let Some((pc, instruction)) = gate {
@@ -147,6 +160,11 @@ impl Traced {
                     boundary = Some(pc);
                     continue;
                 }
+                if self.holds(VISIT) {
+                    shared().held[index].fetch_add(1, SeqCst);
+                    boundary = Some(pc);
+                    continue;
+                }
                 match self.visit(pc) {
                     Ok(()) => boundary = Some(pc),
                     Err(died_of) => signal = died_of,
@@ -157,6 +175,29 @@ impl Traced {
 
     fn gate(&self, pc: usize) -> Option<(usize, u32)> {
         self.gates.iter().copied().find(|&(gate, _)| gate == pc)
+    }
+
+    /// Lets the process run until it has come to `pc` more than `before` times. The signal that ended it otherwise.
+    fn go_to(&self, pc: usize, before: usize) -> Result<(), i32> {
+        let instruction = instruction_at(pc);
+        for visits in 0..=before {
+            self.write_code(pc, BREAKPOINT);
+            self.resume(libc::PTRACE_CONT, 0);
+            match self.stop() {
+                Stop::Signal(libc::SIGTRAP) if self.pc() == pc => self.write_code(pc, instruction),
+                Stop::Signal(signal) => return Err(signal),
+                Stop::Syscall => return Err(0),
+            }
+            if visits != before {
+                self.resume(libc::PTRACE_SINGLESTEP, 0);
+                if let Stop::Signal(signal) = self.stop()
+                    && signal != libc::SIGTRAP
+                {
+                    return Err(signal);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn set_gates(&self, closed: bool) {
@@ -188,6 +229,15 @@ impl Traced {
             }
             entering = !entering;
         }
+    }
+
+    /// Whether the process holds a signal back.
+    fn holds(&self, signal: i32) -> bool {
+        /// PTRACE_GETSIGMASK
+        const GET_MASK: libc::c_uint = 0x420a;
+        let mut mask = 0_u64;
+        self.ask(GET_MASK, size_of_val(&mask), (&raw mut mask).expose_provenance());
+        mask >> (signal - 1) & 1 == 1
     }
 
     fn resume(&self, how: libc::c_uint, signal: i32) {
@@ -268,6 +318,12 @@ fn gates() -> Vec<(usize, u32)> {
 
 /// What is wrong when `pc` follows `last` though the instruction at `last` does not branch: a boundary was missed.
 fn missed(last: usize, pc: usize) -> Option<String> {
+    /// `svc #0`
+    const SYSTEM_CALL: u32 = 0xd400_0001;
+    // The kernel reports the end of a system call that is stepped, and the step again.
+    if pc == last && instruction_at(last - 4) == SYSTEM_CALL {
+        return None;
+    }
     let instruction = instruction_at(last);
     // Branches, exceptions and system: bits 28-26 are 101 (Arm ARM C4.1). Of these, hints and `sys` do not branch, but a
     // landing pad or `brk` may fault, and then a handler comes next.

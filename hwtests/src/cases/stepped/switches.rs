@@ -3,7 +3,7 @@
 //! At a stub's first instruction the callers are known: they are what the stubs before it left, in order. From them follow the
 //! callers after the switch, and at every instruction the walk must find the one list or the other, changing once.
 
-use super::{Sums, to_main};
+use super::{Sums, inner, outer, to_main};
 use crate::backtrace::{Frame, by_records, by_tables};
 use crate::child::Verdict;
 use crate::memory::peek;
@@ -290,19 +290,6 @@ fn below(caller: &Side, resumer: &Side) -> Result<Side, String> {
 
 fn slot_at(address: usize) -> NonNull<Slot> {
     NonNull::new(std::ptr::with_exposed_provenance_mut(address)).unwrap_or(NonNull::dangling())
-}
-
-/// Marks the frames of the thread's own stack: calls [`inner`].
-#[inline(never)]
-fn outer(run: &mut dyn FnMut()) {
-    inner(run);
-    black_box(1);
-}
-
-#[inline(never)]
-fn inner(run: &mut dyn FnMut()) {
-    run();
-    black_box(2);
 }
 
 /// Marks those of a pooled stack: calls [`upper`].
