@@ -3,10 +3,11 @@
 pub use crate::abi::Slot;
 pub use crate::switch::{Entry, Passed, Thrown};
 
-use crate::abi::Context;
+use crate::abi::{Activation, Context, Control, Link, Record};
 use crate::switch;
 use std::mem::offset_of;
 use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
 
 /// A word of a slot, by its offset in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,67 @@ pub mod frame {
     /// Bytes.
     #[cfg(target_arch = "aarch64")]
     pub const SIZE: usize = 176;
+}
+
+/// The words of a growable stack's blocks, by their offsets in bytes.
+pub mod growable {
+    use super::*;
+
+    /// Address of the control block of the stack that runs with this activation; 0 for none.
+    pub fn control(activation: &Activation) -> usize {
+        activation.control.load(Ordering::Relaxed).expose_provenance()
+    }
+
+    /// Bytes of the control block.
+    pub const CONTROL: usize = size_of::<Control>();
+    /// Control: the innermost entry's native stack pointer.
+    pub const NATIVE_SP: usize = offset_of!(Control, native_sp);
+    /// Control: the seal of that.
+    pub const SEAL: usize = offset_of!(Control, seal);
+    /// Control: address of the record of the segment that managed code runs on.
+    pub const SEGMENT: usize = offset_of!(Control, segment);
+    /// Control: whose stack it is.
+    pub const IDENTITY: usize = offset_of!(Control, identity);
+    /// Control: which of its lives this is.
+    pub const GENERATION: usize = offset_of!(Control, generation);
+    /// Control: how the entry has ended.
+    pub const OUTCOME: usize = offset_of!(Control, outcome);
+    /// Control: address of the link record.
+    pub const LINK: usize = offset_of!(Control, link);
+    /// Control: entries around the innermost one.
+    pub const NESTED: usize = offset_of!(Control, nested);
+    /// Control: the link record of a suspended stack.
+    pub const SUSPENDED: usize = offset_of!(Control, suspended);
+    /// Control: the callee-saved registers of a suspended stack, rbx or x19 first.
+    pub const SAVED: usize = offset_of!(Control, saved);
+    /// A link record: where managed code waits.
+    pub const LINK_RECORD: usize = offset_of!(Link, record);
+    /// A link record: an address in its stub.
+    pub const LINK_PC: usize = offset_of!(Link, pc);
+    /// A link record: the control block.
+    pub const LINK_CONTROL: usize = offset_of!(Link, control);
+    /// A link record: its seal.
+    pub const LINK_SEAL: usize = offset_of!(Link, seal);
+    /// Bytes of a link record.
+    pub const LINK_SIZE: usize = size_of::<Link>();
+    /// Bytes of a segment's record.
+    pub const RECORD: usize = size_of::<Record>();
+    /// A segment's record: the segment before.
+    pub const PREVIOUS: usize = offset_of!(Record, previous);
+    /// A segment's record: the frame that it was entered from.
+    pub const RECORD_LINK: usize = offset_of!(Record, link_record);
+    /// A segment's record: the second part's seal.
+    pub const RECORD_LINK_SEAL: usize = offset_of!(Record, link_seal);
+    /// A segment's record: the segment behind.
+    pub const NEXT: usize = offset_of!(Record, next);
+    /// A segment's record: the limit of managed code there.
+    pub const LIMIT: usize = offset_of!(Record, limit);
+    /// A segment's record: bytes above the reserve.
+    pub const ROOM: usize = offset_of!(Record, room);
+    /// A segment's record: bytes of arguments and results at its top.
+    pub const AREA: usize = offset_of!(Record, area);
+    /// A segment's record: where the oldest lifted frame returns to.
+    pub const LIFTED: usize = offset_of!(Record, lifted);
 }
 
 /// The verbs, unchecked.

@@ -144,22 +144,36 @@ pub fn under_attack(
     step: Step,
     attack: impl FnOnce(&mut StepInfo<'_>) + 'static,
 ) -> Verdict {
-    let mut scene = Scene::new(policy())?;
+    let mut attack = Some(attack);
+    under_attack_on(policy(), function, depth, move |now, info| {
+        let is_now = now == step && attack.is_some();
+        if is_now && let Some(attack) = attack.take() {
+            attack(info);
+        }
+        is_now
+    })
+}
+
+/// The same on a stack of this policy; `attack` is called at every step of every migration and says whether it did anything.
+///
+/// # Errors
+/// As for [`under_attack`].
+pub fn under_attack_on(
+    policy: Policy,
+    function: Function,
+    depth: usize,
+    mut attack: impl FnMut(Step, &mut StepInfo<'_>) -> bool + 'static,
+) -> Verdict {
+    let mut scene = Scene::new(policy)?;
     let made = Rc::new(Cell::new(false));
     let note = made.clone();
     page().breakpoint.store(cpu::breakpoint_of(function.signing), Relaxed);
-    let mut attack = Some(attack);
     at_every_step(move |now, info| {
         if now == Step::Rebound {
             // The next step gives the source away.
             page().thaw_span();
         }
-        if now == step
-            && let Some(attack) = attack.take()
-        {
-            note.set(true);
-            attack(info);
-        }
+        note.set(attack(now, info) || note.get());
         Ok(())
     });
     let right = scene.recurse_right(function, depth);

@@ -8,6 +8,7 @@ use crate::cpu;
 use crate::memory;
 use crate::outcome::Code;
 use crate::progress;
+use crate::stepper::function_at;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -337,6 +338,7 @@ pub struct End {
     on_store: bool,
     on_poisoned: bool,
     on_breakpoint: bool,
+    on_ud2: bool,
 }
 
 /// Runs `body` in a child.
@@ -380,6 +382,9 @@ pub fn run(body: impl FnOnce() -> Verdict) -> End {
         on_store: expected(&page.store) == Some(address),
         on_poisoned: expected(&page.poisoned) == Some(pc),
         on_breakpoint: expected(&page.breakpoint).is_some_and(|brk| cpu::breakpoint(instruction) == Some(brk as u32)),
+        on_ud2: expected(&page.breakpoint) == Some(u64::from(cpu::UD2))
+            && instruction & 0xffff == cpu::UD2
+            && cpu::is_checking_stub(function_at(pc as usize)),
     }
 }
 
@@ -497,6 +502,7 @@ impl End {
             (How::Ended(Ok(code)), ..) => *code,
             (How::Caught, libc::SIGILL, ILL_ILLOPN) if class.pac() && cpu::authenticates(self.instruction) => Code::F,
             (How::Caught, libc::SIGTRAP, TRAP_BRKPT) if self.on_breakpoint => Code::B,
+            (How::Caught, libc::SIGILL, ILL_ILLOPN) if self.on_ud2 => Code::B,
             (How::Caught, libc::SIGSEGV, SEGV_CPERR) if class.shadow() => Code::S,
             (How::Caught, libc::SIGSEGV, SEGV_MAPERR) if self.on_poisoned => Code::T,
             (How::Caught, libc::SIGSEGV, SEGV_ACCERR) if self.on_store => Code::W,

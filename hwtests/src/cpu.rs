@@ -106,3 +106,26 @@ pub fn breakpoint_of(signing: Signing) -> u64 {
 pub fn breakpoint(instruction: u32) -> Option<u32> {
     (instruction & 0xffe0_001f == 0xd420_0000).then_some(instruction >> 5 & 0xffff)
 }
+
+/// x86-64's `ud2`, as it begins in memory: how a stub's own check ends the process there.
+pub const UD2: u32 = 0x0b0f;
+
+/// Whether a function that starts there is a stub whose own check may end the process by `ud2` (x86-64).
+pub fn is_checking_stub(start: usize) -> bool {
+    unsafe extern "C" {
+        fn cfi_stack_enter();
+        fn cfi_stack_exit();
+        fn cfi_stack_grow();
+        fn cfi_stack_resume_managed();
+        fn cfi_stack_link_part();
+    }
+    [
+        cfi_stack_enter as unsafe extern "C" fn(),
+        cfi_stack_exit,
+        cfi_stack_grow,
+        cfi_stack_resume_managed,
+        cfi_stack_link_part,
+    ]
+    .into_iter()
+    .any(|stub| stub as usize == start)
+}

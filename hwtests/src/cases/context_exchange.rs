@@ -8,6 +8,7 @@ use super::context_faces::Visitor;
 use super::context_scene::{
     SAME, Scene, Side, Target, before_the_next_suspension, nothing_looks, resume, sealed_or, to_the_end,
 };
+use super::metadata_suspended;
 use crate::child::{Verdict, run};
 use crate::class::Class;
 use crate::outcome::{Code, Report};
@@ -32,6 +33,7 @@ pub fn swapped(class: &Class) -> Report {
     tally.attack("coroutines", &end, &[sealed_or(class, Code::K)]);
     tally.control("resumers", &run(|| resumers(false)));
     tally.attack("resumers", &run(|| resumers(true)), &[sealed_or(class, Code::R)]);
+    metadata_suspended::exchanged(&mut tally);
     tally.report()
 }
 

@@ -10,6 +10,7 @@ use super::context_scene::{
     GENERATION, Memory, SAME, SP, Scene, Side, Target, attacked_resumer, attacked_suspended,
     before_the_next_suspension, nothing_looks, resume, sealed_or, to_the_end,
 };
+use super::metadata_suspended;
 use crate::child::{Verdict, run};
 use crate::class::Class;
 use crate::outcome::{Code, Report};
@@ -54,6 +55,7 @@ pub fn changed(class: &Class) -> Report {
     tally.attack("resumer, another stack's", &run(|| another(Side::Resumer, sp_alone)), &[sealed_or(class, Code::K)]);
     let what = "resumer, another stack's with its generation";
     tally.attack(what, &run(|| another(Side::Resumer, sp_and_generation)), &[sealed_or(class, Code::S)]);
+    metadata_suspended::places(&mut tally);
     tally.report()
 }
 

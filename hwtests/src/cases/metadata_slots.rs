@@ -10,7 +10,7 @@
 //! attacker's then (R). Where it returns to is not.
 
 use super::metadata_pooled::{Suspended, address, attach, expect, lease, slot_at};
-use super::metadata_records;
+use super::{metadata_growable, metadata_links, metadata_records, metadata_suspended};
 use crate::child::{self, Verdict, page, run};
 use crate::class::{Class, Column};
 use crate::cpu;
@@ -184,6 +184,9 @@ pub fn all(class: &Class) -> Report {
         tally.attack(&format!("who waits in a detached chain: {what}"), &end, &[code]);
     }
     metadata_records::all(&mut tally);
+    metadata_growable::all(&mut tally);
+    metadata_suspended::all(&mut tally);
+    metadata_links::all(&mut tally);
     tally.report()
 }
 

@@ -14,6 +14,7 @@
 //! handler reads both, and finds what the copy left there (in a second view: with K the library unmaps the destination first).
 //! The source must stay as it was until the migration gives it back.
 
+use super::plan_moved;
 use super::return_addresses::in_compiled_return;
 use crate::attack::{DEPTH, Found, Kept, ONE_GROWTH, corrupt, frames, under_attack};
 use crate::child::{self, Verdict, page, run};
@@ -40,27 +41,27 @@ const OWN: usize = 1;
 /// Where the child notes which of them lie in the destination, one bit each.
 const WATCHED: usize = 6;
 
-type Rewrite = fn(&mut [Rebinding], &[Found]);
+pub(super) type Rewrite = fn(&mut [Rebinding], &[Found]);
 
-struct EntryAttack {
-    what: &'static str,
-    rewrite: Rewrite,
+pub(super) struct EntryAttack {
+    pub(super) what: &'static str,
+    pub(super) rewrite: Rewrite,
     /// At `Planned` and `Copied`.
-    before_rebase: Expected,
+    pub(super) before_rebase: Expected,
     /// At `Rebased`.
-    after_rebase: Expected,
+    pub(super) after_rebase: Expected,
 }
 
 #[derive(Clone, Copy)]
-struct Expected {
+pub(super) struct Expected {
     /// Where return addresses are signed.
-    signed: End,
+    pub(super) signed: End,
     /// Where nothing is signed.
-    unsigned: End,
+    pub(super) unsigned: End,
 }
 
 #[derive(Clone, Copy)]
-enum End {
+pub(super) enum End {
     Code(Code),
     /// P in the stub; at the return when the word happens to fit under the other key too.
     InStub,
@@ -76,13 +77,38 @@ const fn signed(signed: End, unsigned: Code) -> Expected {
     Expected { signed, unsigned: End::Code(unsigned) }
 }
 
+impl Expected {
+    /// The code that the child must have ended with, by what it noted of the signature; and whether that is the victim's return's.
+    pub(super) fn code(self, class: &Class, what: &str, end: &child::End) -> (Code, bool) {
+        let code = match class.column() {
+            // The shadow stack says where a frame returns to; the plan's word for it is not looked at.
+            Column::PacGcs | Column::Cet if what == ANOTHER_PC => End::Code(Code::C),
+            Column::Pac | Column::PacGcs => self.signed,
+            Column::Cet | Column::Bare => self.unsigned,
+        };
+        let [fits, fits_other_key, ..] = end.notes.map(|note| note == 1);
+        let at_return = match code {
+            End::AtReturn => true,
+            End::InStub => fits_other_key,
+            End::Code(_) => false,
+        };
+        let code = match code {
+            End::Code(code) => code,
+            _ if fits => Code::C,
+            End::InStub if !fits_other_key => class.stub_failure(),
+            End::InStub | End::AtReturn => class.return_failure(),
+        };
+        (code, at_return)
+    }
+}
+
 /// Makes no difference where a shadow stack is on.
 const ANOTHER_PC: &str = "another pc";
 
 /// Where the CPU authenticates, no unsigned entry was ever planned.
 const NO_KEY: Expected = signed(End::Code(Code::K), Code::C);
 
-const ENTRIES: [EntryAttack; 10] = [
+pub(super) const ENTRIES: [EntryAttack; 10] = [
     EntryAttack {
         what: "slot of another frame",
         rewrite: |plan, _| *plan[VICTIM].place_mut() = *plan[OTHER].place_mut(),
@@ -151,18 +177,41 @@ const ENTRIES: [EntryAttack; 10] = [
 ];
 
 /// Which record, which of its words, by how much, and what it comes to where nothing seals.
-struct RecordAttack {
-    what: &'static str,
-    destination: bool,
-    word: usize,
-    add: i64,
+pub(super) struct RecordAttack {
+    pub(super) what: &'static str,
+    pub(super) destination: bool,
+    pub(super) word: usize,
+    pub(super) add: i64,
     unsealed: Code,
+    /// The same where the pages have moved, or are to.
+    pub(super) unsealed_moved: Code,
 }
 
-const RECORDS: [RecordAttack; 9] = [
-    RecordAttack { what: "source base lowered", destination: false, word: 0, add: -4096, unsealed: Code::C },
-    RecordAttack { what: "source top lowered", destination: false, word: 1, add: -64, unsealed: Code::K },
-    RecordAttack { what: "source top raised", destination: false, word: 1, add: 64, unsealed: Code::K },
+pub(super) const RECORDS: [RecordAttack; 9] = [
+    RecordAttack {
+        what: "source base lowered",
+        destination: false,
+        word: 0,
+        add: -4096,
+        unsealed: Code::C,
+        unsealed_moved: Code::C,
+    },
+    RecordAttack {
+        what: "source top lowered",
+        destination: false,
+        word: 1,
+        add: -64,
+        unsealed: Code::K,
+        unsealed_moved: Code::K,
+    },
+    RecordAttack {
+        what: "source top raised",
+        destination: false,
+        word: 1,
+        add: 64,
+        unsealed: Code::K,
+        unsealed_moved: Code::K,
+    },
     RecordAttack {
         what: "source identity",
         destination: false,
@@ -170,12 +219,48 @@ const RECORDS: [RecordAttack; 9] = [
         add: 1,
         // The arm64 stub compares the two even where nothing seals them.
         unsealed: if cfg!(target_arch = "aarch64") { Code::K } else { Code::C },
+        unsealed_moved: if cfg!(target_arch = "aarch64") { Code::K } else { Code::C },
     },
-    RecordAttack { what: "destination base raised", destination: true, word: 0, add: 6144, unsealed: Code::K },
-    RecordAttack { what: "destination top lowered", destination: true, word: 1, add: -64, unsealed: Code::K },
-    RecordAttack { what: "destination top raised", destination: true, word: 1, add: 64, unsealed: Code::K },
-    RecordAttack { what: "destination identity", destination: true, word: 2, add: 1, unsealed: Code::K },
-    RecordAttack { what: "destination generation", destination: true, word: 3, add: 1, unsealed: Code::K },
+    RecordAttack {
+        what: "destination base raised",
+        destination: true,
+        word: 0,
+        add: 6144,
+        unsealed: Code::K,
+        unsealed_moved: Code::K,
+    },
+    RecordAttack {
+        what: "destination top lowered",
+        destination: true,
+        word: 1,
+        add: -64,
+        unsealed: Code::K,
+        unsealed_moved: Code::K,
+    },
+    RecordAttack {
+        what: "destination top raised",
+        destination: true,
+        word: 1,
+        add: 64,
+        unsealed: Code::K,
+        unsealed_moved: Code::K,
+    },
+    RecordAttack {
+        what: "destination identity",
+        destination: true,
+        word: 2,
+        add: 1,
+        unsealed: Code::K,
+        unsealed_moved: Code::K,
+    },
+    RecordAttack {
+        what: "destination generation",
+        destination: true,
+        word: 3,
+        add: 1,
+        unsealed: Code::K,
+        unsealed_moved: Code::K,
+    },
 ];
 
 /// A49.
@@ -188,24 +273,7 @@ pub fn all(class: &Class) -> Report {
                 let poisons = class.pac() && !class.has(Feature::Fpac);
                 let end = run(|| rewrite(function, step, attack.rewrite, poisons));
                 let expected = if step == Step::Rebased { attack.after_rebase } else { attack.before_rebase };
-                let code = match class.column() {
-                    // The shadow stack says where a frame returns to; the plan's word for it is not looked at.
-                    Column::PacGcs | Column::Cet if attack.what == ANOTHER_PC => End::Code(Code::C),
-                    Column::Pac | Column::PacGcs => expected.signed,
-                    Column::Cet | Column::Bare => expected.unsigned,
-                };
-                let [fits, fits_other_key, ..] = end.notes.map(|note| note == 1);
-                let at_return = match code {
-                    End::AtReturn => true,
-                    End::InStub => fits_other_key,
-                    End::Code(_) => false,
-                };
-                let code = match code {
-                    End::Code(code) => code,
-                    _ if fits => Code::C,
-                    End::InStub if !fits_other_key => class.stub_failure(),
-                    End::InStub | End::AtReturn => class.return_failure(),
-                };
+                let (code, at_return) = expected.code(class, attack.what, &end);
                 let what = format!("{} at {step:?}, {key}", attack.what);
                 let code = tally.attack(&what, &end, &[code]);
                 nothing_signed(&mut tally, &what, &end, code);
@@ -225,11 +293,12 @@ pub fn all(class: &Class) -> Report {
             nothing_signed(&mut tally, &what, &end, code);
         }
     }
+    plan_moved::all(&mut tally);
     tally.report()
 }
 
 /// The watched places hold what they must.
-fn nothing_signed(tally: &mut Tally<'_>, what: &str, end: &child::End, code: Option<Code>) {
+pub(super) fn nothing_signed(tally: &mut Tally<'_>, what: &str, end: &child::End, code: Option<Code>) {
     if !matches!(code, Some(Code::F | Code::B | Code::T | Code::S | Code::K)) {
         return;
     }
@@ -259,42 +328,54 @@ fn watch(kept: Kept, info: &StepInfo<'_>, step: Step, index: usize, slot: usize,
 fn rewrite(function: Function, step: Step, rewrite: Rewrite, poisons: bool) -> Verdict {
     under_attack(function, ONE_GROWTH, step, move |info| {
         let frames = frames(info);
-        let victim = frames[VICTIM];
-        let raw = cpu::strip(victim.word);
-        let place = victim.modifier().wrapping_add(info.delta as u64);
         page().freeze_span(info.youngest, info.top);
-        rewrite(info.plan(), &frames);
-        let chosen = info.plan()[VICTIM].slot();
-        // What will stand in the destination when the victim returns: its old word, or one made with the other key.
-        let key = match info.plan()[VICTIM].form() {
-            1 => Signing::A,
-            2 => Signing::B,
-            _ => function.signing,
-        };
-        let fits_other_key = key != function.signing && cpu::sign(raw, victim.modifier(), key) == victim.word;
-        let word = match (key == function.signing, fits_other_key) {
-            (true, _) => Some(victim.word),
-            (false, true) => Some(cpu::sign(raw, place, key)),
-            (false, false) => None,
-        };
-        let fits = word == Some(cpu::sign(raw, place, function.signing));
-        page().notes[0].store(u64::from(fits), Relaxed);
-        page().notes[1].store(u64::from(fits_other_key), Relaxed);
-        // The stub authenticates with the key that the entry names.
-        page().breakpoint.store(cpu::breakpoint_of(key), Relaxed);
-        // What the other key let through is signed with it; never what the victim's return would take, or the run completes.
-        let accepted = word.filter(|_| fits_other_key);
-        let rightful = |frame: &Found| {
-            cpu::sign(cpu::strip(frame.word), frame.modifier().wrapping_add(info.delta as u64), function.signing)
-        };
-        let other = frames.iter().find(|frame| frame.slot() == chosen && chosen != victim.slot()).map(rightful);
-        let kept = Kept::destination(info);
-        watch(kept, info, step, CHOSEN, chosen, if chosen == victim.slot() { accepted } else { other });
-        watch(kept, info, step, OWN, victim.slot(), accepted);
-        if poisons && let Some(word) = word {
-            page().poisoned.store(cpu::poisoned(word, place, function.signing), Relaxed);
-        }
+        rewrite_entry(function, step, rewrite, poisons, info, &frames);
     })
+}
+
+/// Rewrites an entry, and notes what must come of it. `frames` are those of the span, as they were planned.
+pub(super) fn rewrite_entry(
+    function: Function,
+    step: Step,
+    rewrite: Rewrite,
+    poisons: bool,
+    info: &mut StepInfo<'_>,
+    frames: &[Found],
+) {
+    let victim = frames[VICTIM];
+    let raw = cpu::strip(victim.word);
+    let place = victim.modifier().wrapping_add(info.delta as u64);
+    rewrite(info.plan(), frames);
+    let chosen = info.plan()[VICTIM].slot();
+    // What will stand in the destination when the victim returns: its old word, or one made with the other key.
+    let key = match info.plan()[VICTIM].form() {
+        1 => Signing::A,
+        2 => Signing::B,
+        _ => function.signing,
+    };
+    let fits_other_key = key != function.signing && cpu::sign(raw, victim.modifier(), key) == victim.word;
+    let word = match (key == function.signing, fits_other_key) {
+        (true, _) => Some(victim.word),
+        (false, true) => Some(cpu::sign(raw, place, key)),
+        (false, false) => None,
+    };
+    let fits = word == Some(cpu::sign(raw, place, function.signing));
+    page().notes[0].store(u64::from(fits), Relaxed);
+    page().notes[1].store(u64::from(fits_other_key), Relaxed);
+    // The stub authenticates with the key that the entry names.
+    page().breakpoint.store(cpu::breakpoint_of(key), Relaxed);
+    // What the other key let through is signed with it; never what the victim's return would take, or the run completes.
+    let accepted = word.filter(|_| fits_other_key);
+    let rightful = |frame: &Found| {
+        cpu::sign(cpu::strip(frame.word), frame.modifier().wrapping_add(info.delta as u64), function.signing)
+    };
+    let other = frames.iter().find(|frame| frame.slot() == chosen && chosen != victim.slot()).map(rightful);
+    let kept = Kept::destination(info);
+    watch(kept, info, step, CHOSEN, chosen, if chosen == victim.slot() { accepted } else { other });
+    watch(kept, info, step, OWN, victim.slot(), accepted);
+    if poisons && let Some(word) = word {
+        page().poisoned.store(cpu::poisoned(word, place, function.signing), Relaxed);
+    }
 }
 
 /// Where records are not sealed, some attacks show at the next growth only, when the destination is the stack: nothing is
