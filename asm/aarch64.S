@@ -148,8 +148,10 @@ END SYM(cfi_stack_leave_from_signal)
  * Pops both stacks to the innermost entry's frame; that enter returns code.
  *   in       x0 act, x1 code; called by managed code
  *   stack    native: back in enter's frame, found in control and believed only if sealed; managed: abandoned
- *   shadow   managed: popped by gcspopm to where it was at that entry, token left there; native: as enter found it
+ *   shadow   managed: popped by gcspopm to where it was at that entry, over all shadow segments between, whose tokens are put back; token left
+ *            there; native: as enter found it
  *   signs    nothing; enter's return authenticates
+ *   traps    past the end of the shadow stack when the level is not on it
  */
 FUNC SYM(cfi_stack_leave)
         .cfi_startproc
@@ -167,11 +169,15 @@ FUNC SYM(cfi_stack_leave)
 SYM(cfi_stack_unwind):                  /* x19 control, x29 and sp enter's, x0 result, managed shadow stack */
         UNLESS_GCS SYM(cfi_stack_back_to_native)
         ldr     x10, [x19, #SHADOW_LEVEL]
-        mrs     x9, S3_3_C2_C5_1        /* gcspr_el0 */
-1:      cmp     x9, x10
-        b.hs    SYM(cfi_stack_back_to_native)
+1:      mrs     x9, S3_3_C2_C5_1        /* gcspr_el0 */
+2:      cmp     x9, x10
+        b.eq    SYM(cfi_stack_back_to_native)
+        ldr     x11, [x9]               /* a return address is even */
+        tbnz    x11, #0, 3f
         sysl    x11, #3, c7, c7, #1     /* gcspopm x11 */
         add     x9, x9, #8
+        b       2b
+3:      SHADOW_BACK x9
         b       1b
         .cfi_endproc
 END SYM(cfi_stack_leave)

@@ -11,7 +11,7 @@
 #define BRK_DB          0xc473
 
 /* From link's x29. */
-#define LINK_ACT        -16
+#define LINK_STACK      -16             /* control: the activation can be another one when the call returns */
 #define LINK_CALL       -8
 #define LINK_X9         -32
 #define LINK_X11        -48
@@ -30,6 +30,14 @@
         pacga   \out, \out, \gen
         .endm
 
+/* The seal of what a record says of its shadow segment: PACGA over the token's place and the identity, bound to the record's address + 16. The
+   generation is not in it: the shadow segment stays the segment's. Clobbers \out, \a. */
+        .macro SHADOW_SEAL_OF out, rec, token, id, a
+        add     \a, \rec, #16
+        pacga   \out, \token, \a
+        pacga   \out, \out, \id
+        .endm
+
         .text
 
 /*
@@ -40,13 +48,15 @@
  *   out      what the callee returns, in x0-x15, x18 and vector registers
  *   clobbers x16, x17, flags, as any branch veneer does; before the callee runs nothing else, after it nothing else
  *   stack    this segment: a frame record and 80 bytes; the next one: from its top, less call->area
- *   shadow   balanced; none is switched
+ *   shadow   balanced. Into a segment with a shadow segment: gcsss1 leaves its in-progress word at the bottom of that, and no token on the one
+ *            that waits; on return gcsss2 makes that token, gcsss1 uses it up, and gcsss2 puts the further one's where it was
  *   signs    own x30, key IA (Mach-O: IB), modifier SP at entry; the second part of the next segment's record, by PACGA;
  *            while Rust maps a segment the address of call, key DB, modifier x29
  *   checks   SP lies in the segment that control names; the next one is that segment's, of the same stack and generation; on return
  *            that SP lies in the segment that was left and that it was entered from this very frame
  *   fails    without a next segment of call->total bytes: grow, whose Rust part maps one or leaves
- *   traps    brk #0xc474 for a record whose seals do not hold; brk #0xc473
+ *   traps    brk #0xc474 for a record whose seals do not hold; brk #0xc473; gcsss1 where there is no token, gcsss2 where the call has not
+ *            changed, the return where it did not change back
  */
 FUNC SYM(cfi_stack_link)
         .cfi_startproc
@@ -56,13 +66,13 @@ FUNC SYM(cfi_stack_link)
 #endif
         FRAME_RECORD
         sub     sp, sp, #LINK_FRAME
-        stp     x16, x17, [x29, #LINK_ACT]
         stp     x9, x10, [x29, #LINK_X9]
+        ldr     x9, [x16, #ACT_CONTROL]
         stp     x11, x12, [x29, #LINK_X11]
         stp     x13, x14, [x29, #LINK_X13]
         str     x15, [x29, #LINK_X15]
-LOCAL(link_again):                      /* x16 act, x17 call */
-        ldr     x9, [x16, #ACT_CONTROL]
+        stp     x9, x17, [x29, #LINK_STACK]
+LOCAL(link_again):                      /* x9 control, x17 call */
         ldr     x10, [x9, #SEGMENT]
         MODE    x15
         LOAD_RECORD x10, x11, x12, x13, x14, x16, x30, x15
@@ -108,9 +118,12 @@ LOCAL(link_again):                      /* x16 act, x17 call */
         str     x16, [x30, #REC_LINK_SEAL]
 2:      str     x29, [x30, #REC_LINK_RECORD]
         ldr     w11, [x17, #CALL_AREA]
-        str     x11, [x30, #REC_AREA]
+        str     x11, [x30, #REC_AREA]   /* REC_SHADOWED, too */
+        ldr     x16, [x30, #REC_SHADOW]
+        cbnz    x16, LOCAL(link_shadow)
+LOCAL(link_on):
         sub     x12, x12, x11
-        ldr     x16, [x29, #LINK_ACT]
+        ldr     x16, [x9, #ACTIVATION]
         ldr     x15, [x16, #ACT_LIMIT]
         str     x15, [x10, #REC_LIMIT]
         ldr     x15, [x30, #REC_LIMIT]
@@ -142,8 +155,7 @@ SYM(cfi_stack_link_return):
         stp     x11, x12, [x29, #LINK_X11]
         stp     x13, x14, [x29, #LINK_X13]
         str     x15, [x29, #LINK_X15]
-        ldr     x16, [x29, #LINK_ACT]
-        ldr     x9, [x16, #ACT_CONTROL]
+        ldr     x9, [x29, #LINK_STACK]
         ldr     x10, [x9, #SEGMENT]
 5:      ldr     x16, [x10, #REC_LINK_RECORD]
         cmp     x16, x29
@@ -171,8 +183,10 @@ SYM(cfi_stack_link_return):
         b.lo    LOCAL(link_broken)
         cmp     x29, x17
         b.hs    LOCAL(link_broken)
-8:      ldr     x11, [x10, #REC_AREA]
+8:      ldr     x11, [x10, #REC_AREA]   /* REC_SHADOWED, too */
         cbz     x11, 10f
+        tbnz    x11, #32, LOCAL(link_shadow_back)
+LOCAL(link_copy):
         sub     x12, x12, x11
         ldr     x16, [x29, #LINK_CALL]
         ldr     w11, [x16, #CALL_RESULTS]
@@ -185,7 +199,7 @@ SYM(cfi_stack_link_return):
         b       9b
 10:     str     x30, [x9, #SEGMENT]
         ldr     x17, [x30, #REC_LIMIT]
-        ldr     x16, [x29, #LINK_ACT]
+        ldr     x16, [x9, #ACTIVATION]
         str     x17, [x16, #ACT_LIMIT]
         ldp     x9, x10, [x29, #LINK_X9]
         ldp     x11, x12, [x29, #LINK_X11]
@@ -201,7 +215,8 @@ SYM(cfi_stack_link_return):
         .cfi_restore_state
 
 LOCAL(link_cold):                       /* x17 call; all else that matters lies in the frame */
-        ldr     x16, [x29, #LINK_ACT]
+        ldr     x16, [x29, #LINK_STACK]
+        ldr     x16, [x16, #ACTIVATION]
         str     x17, [x16, #ACT_LINK]
         MODE    x15
         tbz     x15, #MODE_PAC_BIT, 11f
@@ -225,8 +240,25 @@ LOCAL(link_cold):                       /* x17 call; all else that matters lies 
         cmp     x16, x17
         b.eq    12f
         brk     #BRK_DB
-12:     ldr     x16, [x29, #LINK_ACT]
+12:     ldr     x9, [x29, #LINK_STACK]
         b       LOCAL(link_again)
+
+LOCAL(link_shadow):                     /* x16 the token's place, x30 the next record, x13 whose it is; x14, x15 are free */
+        MODE    x15
+        tbz     x15, #MODE_PACGA_BIT, 13f
+        SHADOW_SEAL_OF x14, x30, x16, x13, x15
+        ldr     x15, [x30, #REC_SHADOW_SEAL]
+        cmp     x14, x15
+        b.ne    LOCAL(link_broken)
+13:     mov     w14, #1
+        str     w14, [x30, #REC_SHADOWED]
+        sys     #3, c7, c7, #2, x16     /* gcsss1 x16 */
+        b       LOCAL(link_on)
+
+LOCAL(link_shadow_back):                /* x11 the area and the bit above it */
+        SHADOW_BACK x16
+        mov     w11, w11
+        b       LOCAL(link_copy)
 
 LOCAL(link_broken):
         brk     #BRK_GA
@@ -298,15 +330,45 @@ FUNC SYM(cfi_stack_link_moved)
         LOAD_PAIR x0, x1
         mov     x12, x1
         ldp     x1, x2, [x12, #REC_PREVIOUS]
-        tbz     x15, #MODE_PACGA_BIT, LOCAL(link_seal)
+        ldr     x5, [x12, #REC_SHADOW]
+        tbz     x15, #MODE_PACGA_BIT, 2f
         LINK_CHAIN x3, x12, x1, x6, x7, x4
         pacga   x3, x3, x2
         ldr     x4, [x12, #REC_LINK_SEAL]
         cmp     x3, x4
-        b.eq    LOCAL(link_seal)
-        brk     #BRK_GA
+        b.ne    1f
+        cbz     x5, LOCAL(link_seal)
+        SHADOW_SEAL_OF x3, x12, x5, x6, x4
+        ldr     x4, [x12, #REC_SHADOW_SEAL]
+        cmp     x3, x4
+        b.ne    1f
+        SHADOW_SEAL_OF x3, x0, x5, x6, x4
+        str     x3, [x0, #REC_SHADOW_SEAL]
+2:      str     x5, [x0, #REC_SHADOW]
+        b       LOCAL(link_seal)
+1:      brk     #BRK_GA
         .cfi_endproc
 END SYM(cfi_stack_link_moved)
+
+/*
+ * void cfi_stack_link_shadow(Record *record, usize token)
+ *
+ * Says that calls into record's segment begin on the shadow segment whose token lies at token. The record's seal must hold.
+ *   in       x0 x1; clobbers x3-x9, x15, flags; a leaf
+ *   traps    brk #0xc474
+ */
+FUNC SYM(cfi_stack_link_shadow)
+        .cfi_startproc
+        hint    #34                     /* bti c */
+        MODE    x15
+        LOAD_RECORD x0, x4, x5, x6, x7, x8, x9, x15
+        stp     x1, xzr, [x0, #REC_SHADOW]
+        tbz     x15, #MODE_PACGA_BIT, 1f
+        SHADOW_SEAL_OF x3, x0, x1, x6, x4
+        str     x3, [x0, #REC_SHADOW_SEAL]
+1:      ret
+        .cfi_endproc
+END SYM(cfi_stack_link_shadow)
 
 /*
  * void cfi_stack_link_part(Record *part, const Record *whole, usize top)

@@ -14,6 +14,7 @@
 #define OUTCOME         64
 #define LINK            72
 #define NESTED          80
+#define ACTIVATION      88
 #define SUSPENDED       96              /* a struct Link */
 #define SAVED           128
 /* struct Link, src/abi.rs */
@@ -32,6 +33,7 @@
 #define REC_GENERATION  24
 #define REC_SEAL        32
 #define REC_PREVIOUS    40
+#define REC_SHADOW      104
 /* src/stack.rs */
 #define OUTCOME_LEFT            1
 #define OUTCOME_SUSPENDED       3
@@ -94,6 +96,14 @@ LOCAL(plain\@):
         sysl    \a, #3, c7, c7, #3      /* gcsss2 \a */
         str     \a, [\ctrl, #\from]
 LOCAL(gcs_off\@):
+        .endm
+
+/* From a further shadow segment, with nothing on it, back to the one that its bottom names: the in-progress word is used up, the token that it
+   makes there too, and the further one has its own again. Faults where the pointer is not at such a word. Clobbers \a. */
+        .macro SHADOW_BACK a
+        sysl    \a, #3, c7, c7, #3      /* gcsss2 \a */
+        sys     #3, c7, c7, #2, \a      /* gcsss1 \a */
+        sysl    \a, #3, c7, c7, #3      /* gcsss2 \a */
         .endm
 
 /* A landing pad that signs x30; the stub's own frame record on the stack that runs, and its CFI. */

@@ -137,7 +137,7 @@ END SYM(cfi_stack_resume_managed)
  * Gives a suspended stack's shadow stack back: pops it to where it was at the entry.
  *   in       x0 control (suspended)
  *   stack    native: enter's frame for as long; managed: not touched
- *   shadow   managed: popped by gcspopm, token left where enter found it; native: token in, token out
+ *   shadow   managed: popped by gcspopm as by leave, token left where enter found it; native: token in, token out
  *   signs    own x30 as enter
  */
 FUNC SYM(cfi_stack_discard)

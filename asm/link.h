@@ -6,7 +6,9 @@
 #define REC_NEXT        64
 #define REC_LIMIT       72
 #define REC_ROOM        80
-#define REC_AREA        88
+#define REC_AREA        88              /* 32 bits */
+#define REC_SHADOWED    92              /* 32 bits */
+#define REC_SHADOW_SEAL 112
 
 #define CALL_CALLEE     0
 #define CALL_AREA       8

@@ -134,7 +134,9 @@ END cfi_stack_leave_from_signal
  * Pops both stacks to the innermost entry's frame; that enter returns code.
  *   in       rdi act, rsi code; called by managed code
  *   stack    native: back in enter's frame; managed: abandoned up to where that entry began
- *   shadow   managed: popped by incsspq to where it was at that entry, token left there; native: as enter found it
+ *   shadow   managed: popped by incsspq to where it was at that entry, over all shadow segments between, whose tokens are put back; token left
+ *            there; native: as enter found it
+ *   traps    saveprevssp where no further shadow segment ends
  *   signs    nothing
  */
 FUNC cfi_stack_leave
@@ -150,18 +152,24 @@ cfi_stack_unwind:                       /* r12 control, rsp and rbp enter's, rax
         rdsspq  %r10
         test    %r10, %r10
         jz      cfi_stack_back_to_native
+        mov     SEGMENT(%r12), %rcx
+1:      mov     REC_SHADOW(%rcx), %rdx
         mov     SHADOW_LEVEL(%r12), %r11
         sub     %r10, %r11
-        shr     $3, %r11                /* entries to pop */
-        mov     $255, %r10d             /* the most that one incsspq pops */
-1:      cmp     %r10, %r11
-        jb      2f
-        incsspq %r10
+        test    %rdx, %rdx
+        jz      2f
+        sub     %r10, %rdx
+        cmp     %rdx, %r11
+        jb      3f                      /* the level is on this shadow segment */
+        POP_SHADOW rdx, r10
+        SHADOW_BACK r10
+        rdsspq  %r10
+        mov     SHADOW_LEVEL(%r12), %r11
         sub     %r10, %r11
-        jmp     1b
-2:      test    %r11, %r11
-        jz      cfi_stack_back_to_native        /* incsspq reads the top entry even when it pops none */
-        incsspq %r11
+2:      mov     REC_PREVIOUS(%rcx), %rcx
+        test    %rcx, %rcx
+        jnz     1b
+3:      POP_SHADOW r11, r10
         jmp     cfi_stack_back_to_native
         .cfi_endproc
 END cfi_stack_leave

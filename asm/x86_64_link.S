@@ -11,15 +11,26 @@
  *      | ...              |                        | link_return       | pushed by link's call
  *      | return to thunk  |                        | rbp of link       | frame record of the oldest managed frame
  *  rbp | rbp of the thunk | <--------------------- | ...               |
- *      | act, call, spills|                        +-------------------+
+ *      | control, call    |                        +-------------------+
  *      +------------------+
+ *
+ * Where the shadow stack runs short the next segment comes with a shadow segment of its own (src/shadow.rs), which the call changes to, and
+ * which its return leaves. rstorssp writes where it came from over the token; what saveprevssp does behind it elsewhere is left to the
+ * return. So no token stands on the shadow segment that waits, and the way back lies where nobody writes.
+ *
+ *      shadow segment                              the next one
+ *      | ...              |                        +-------------------+ end of the mapping
+ *      | return to thunk  | <--------------------- | previous SSP + 3  | record.shadow: the token while nothing runs here
+ *      +------------------+ SSP at link's call     +-------------------+ SSP at the call
+ *                                                  | link_return       |
+ *                                                  | ...               |
  */
 
 #include "x86_64_managed.h"
 #include "link.h"
 
 /* From link's rbp. */
-#define LINK_ACT        -8
+#define LINK_STACK      -8              /* control: the activation can be another one when the call returns */
 #define LINK_CALL       -16
 #define LINK_RAX        -24
 #define LINK_RCX        -32
@@ -41,10 +52,12 @@
  *   out      what the callee returns, in whichever registers
  *   clobbers r10, r11, flags; before the callee runs nothing else, after it nothing else
  *   stack    this segment: a frame record and 48 bytes; the next one: from its top, less call->area
- *   shadow   balanced; none is switched
+ *   shadow   balanced. Into a segment with a shadow segment: left with a previous-SSP word at the bottom of that, no token on the one that
+ *            waits; on return saveprevssp makes that token, rstorssp uses it up, and saveprevssp puts the further one's where it was
  *   signs    nothing
  *   checks   rsp lies in the segment that control names, and the next one is that segment's; on return that this frame is the one that the next
  *            segment was entered from and lies in the segment before. What the return goes by is the shadow stack
+ *   traps    rstorssp where record.shadow names no token; saveprevssp where the call has not changed; the return where it did not change back
  *   fails    without a next segment of call->total bytes: grow, whose Rust part maps one or leaves; on return: the process ends
  */
 FUNC cfi_stack_link
@@ -53,13 +66,14 @@ FUNC cfi_stack_link
         endbr64
         FRAME_RECORD
         sub     $LINK_FRAME, %rsp
-        mov     %r10, LINK_ACT(%rbp)
+        mov     ACT_CONTROL(%r10), %r10
         mov     %r11, LINK_CALL(%rbp)
+        mov     %r10, LINK_STACK(%rbp)
         mov     %rax, LINK_RAX(%rbp)
         mov     %rcx, LINK_RCX(%rbp)
         mov     %rdx, LINK_RDX(%rbp)
-.Llink_again:                           /* r10 act, r11 call */
-        mov     ACT_CONTROL(%r10), %rax
+.Llink_again:                           /* r10 control, r11 call */
+        mov     %r10, %rax
         mov     SEGMENT(%rax), %rcx     /* where this frame lies … */
         cmp     REC_BASE(%rcx), %rsp
         jb      .Llink_cold
@@ -78,11 +92,14 @@ FUNC cfi_stack_link
         jnz     .Llink_arguments
 .Llink_enter:                           /* rax control, rcx and r10 the two records, rdx the area, r11 call */
         mov     %rbp, REC_LINK_RECORD(%r10)
-        mov     %rdx, REC_AREA(%r10)
+        mov     %rdx, REC_AREA(%r10)    /* REC_SHADOWED, too */
+        cmpq    $0, REC_SHADOW(%r10)
+        jne     .Llink_shadow
+.Llink_on:
         mov     %r10, SEGMENT(%rax)
         mov     REC_TOP(%r10), %rsp
         sub     %rdx, %rsp
-        mov     LINK_ACT(%rbp), %rax
+        mov     ACTIVATION(%rax), %rax
         mov     ACT_LIMIT(%rax), %rdx
         mov     %rdx, REC_LIMIT(%rcx)
         mov     REC_LIMIT(%r10), %rdx
@@ -94,8 +111,7 @@ FUNC cfi_stack_link
         .globl  cfi_stack_link_return
         .hidden cfi_stack_link_return
 cfi_stack_link_return:
-        mov     LINK_ACT(%rbp), %r10
-        mov     ACT_CONTROL(%r10), %r10
+        mov     LINK_STACK(%rbp), %r10
         mov     SEGMENT(%r10), %r10     /* the segment that was left */
         cmp     %rbp, REC_LINK_RECORD(%r10)
         jne     .Llink_lifted
@@ -105,14 +121,13 @@ cfi_stack_link_return:
         jb      .Llink_broken
         cmp     REC_TOP(%r11), %rbp
         jae     .Llink_broken
-        cmpq    $0, REC_AREA(%r10)
+        cmpq    $0, REC_AREA(%r10)      /* REC_SHADOWED, too */
         jne     .Llink_results
 .Llink_leave:                           /* r11 the record of this frame's segment */
-        mov     LINK_ACT(%rbp), %r10
-        mov     ACT_CONTROL(%r10), %r10
+        mov     LINK_STACK(%rbp), %r10
         mov     %r11, SEGMENT(%r10)
         mov     REC_LIMIT(%r11), %r11
-        mov     LINK_ACT(%rbp), %r10
+        mov     ACTIVATION(%r10), %r10
         mov     %r11, ACT_LIMIT(%r10)
         mov     %rbp, %rsp
         pop     %rbp
@@ -150,9 +165,21 @@ cfi_stack_link_return:
         pop     %rax
         jmp     .Llink_enter
 
+.Llink_shadow:                          /* r10 the record of a segment with a shadow segment; it keeps all registers */
+        push    %rdx
+        mov     REC_SHADOW(%r10), %rdx
+        movl    $1, REC_SHADOWED(%r10)
+        rstorssp (%rdx)
+        pop     %rdx
+        jmp     .Llink_on
+
 .Llink_results:                         /* r10 the record of the segment that was left, r11 that of this frame's */
         mov     REC_TOP(%r10), %rsp
-        sub     REC_AREA(%r10), %rsp
+        cmpl    $0, REC_SHADOWED(%r10)
+        mov     REC_AREA(%r10), %r10d
+        jne     .Llink_shadow_back
+.Llink_copy:                            /* r10 the area, which lies below rsp */
+        sub     %r10, %rsp
         push    %rax
         push    %rcx
         push    %rdx
@@ -169,6 +196,14 @@ cfi_stack_link_return:
         pop     %rax
         jmp     .Llink_leave
 
+.Llink_shadow_back:
+        sub     %r10, %rsp
+        push    %rax
+        SHADOW_BACK rax
+        pop     %rax
+        add     %r10, %rsp
+        jmp     .Llink_copy
+
 .Llink_lifted:                          /* frames were lifted and have returned: the segment that control names is a younger one */
         mov     REC_PREVIOUS(%r10), %r10
         test    %r10, %r10
@@ -180,7 +215,8 @@ cfi_stack_link_return:
 .Llink_outside:
         pop     %r10
 .Llink_cold:                            /* all that matters lies in the frame */
-        mov     LINK_ACT(%rbp), %r10
+        mov     LINK_STACK(%rbp), %r10
+        mov     ACTIVATION(%r10), %r10
         mov     %r11, ACT_LINK(%r10)
         mov     LINK_RAX(%rbp), %rax
         mov     LINK_RCX(%rbp), %rcx
@@ -192,6 +228,7 @@ cfi_stack_link_return:
         call    cfi_stack_grow          /* the next segment is there when it returns; it keeps all registers */
         pop     %rsi
         pop     %rdi
+        mov     LINK_STACK(%rbp), %r10
         jmp     .Llink_again
 
 .Llink_broken:
@@ -249,9 +286,27 @@ FUNC cfi_stack_link_moved
         mov     REC_LINK_RECORD(%rsi), %rdx
         mov     %rdx, REC_LINK_RECORD(%rdi)
         movq    $0, REC_LINK_SEAL(%rdi)
+        mov     REC_SHADOW(%rsi), %rdx
+        mov     %rdx, REC_SHADOW(%rdi)
+        movq    $0, REC_SHADOW_SEAL(%rdi)
         ret
         .cfi_endproc
 END cfi_stack_link_moved
+
+/*
+ * void cfi_stack_link_shadow(Record *record, usize token)
+ *
+ * Says that calls into record's segment begin on the shadow segment whose token lies at token.
+ *   in       rdi rsi; clobbers nothing; a leaf
+ */
+FUNC cfi_stack_link_shadow
+        .cfi_startproc
+        endbr64
+        mov     %rsi, REC_SHADOW(%rdi)
+        movq    $0, REC_SHADOW_SEAL(%rdi)
+        ret
+        .cfi_endproc
+END cfi_stack_link_shadow
 
 /*
  * void cfi_stack_link_part(Record *part, const Record *whole, usize top)

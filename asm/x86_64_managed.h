@@ -12,6 +12,7 @@
 #define OUTCOME         64
 #define LINK            72
 #define NESTED          80
+#define ACTIVATION      88
 #define SUSPENDED       96              /* a struct Link */
 #define SAVED           128
 /* struct Link, src/abi.rs */
@@ -30,6 +31,7 @@
 #define REC_GENERATION  24
 #define REC_SEAL        32
 #define REC_PREVIOUS    40
+#define REC_SHADOW      104
 /* enter's frame, from its rbp */
 #define ENTRY_FRAME     48
 /* src/stack.rs */
@@ -59,6 +61,35 @@
         rstorssp (%\b)
         saveprevssp
 .Lshadow_off\@:
+        .endm
+
+/* From a further shadow segment, with nothing on it, back to the one that its bottom names: the previous-SSP word is used up, the token that it
+   makes there too, and the further one has its own again. Faults where SSP is not at such a word. Clobbers \a and flags. */
+        .macro SHADOW_BACK a
+        xor     %\a, %\a
+        rdsspq  %\a
+        mov     (%\a), %\a              /* previous SSP + 3 */
+        sub     $11, %\a                /* where saveprevssp will leave the token; CF is clear unless the word is no address */
+        saveprevssp
+        rstorssp (%\a)
+        saveprevssp
+        .endm
+
+/* Pops \bytes of the shadow stack. Clobbers it, \a and flags. */
+        .macro POP_SHADOW bytes, a
+        shr     $3, %\bytes             /* entries */
+        mov     $255, %\a               /* the most that one incsspq pops */
+.Lpop\@:
+        cmp     %\a, %\bytes
+        jb      .Llast\@
+        incsspq %\a
+        sub     %\a, %\bytes
+        jmp     .Lpop\@
+.Llast\@:
+        test    %\bytes, %\bytes
+        jz      .Lpopped\@               /* incsspq reads the top entry even when it pops none */
+        incsspq %\bytes
+.Lpopped\@:
         .endm
 
 /* The frame of enter, resume and discard, and its CFI: rbp, then rbx, r12-r15 and control, which comes in rdi. */

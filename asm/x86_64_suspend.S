@@ -113,7 +113,7 @@ END cfi_stack_resume_managed
  * Gives a suspended stack's shadow stack back: pops it to where it was at the entry.
  *   in       rdi control (suspended)
  *   stack    native: enter's frame for as long; managed: not touched
- *   shadow   managed: popped by incsspq, token left where enter found it; native: token in, token out
+ *   shadow   managed: popped by incsspq as by leave, token left where enter found it; native: token in, token out
  *   signs    nothing
  */
 FUNC cfi_stack_discard

@@ -33,9 +33,15 @@ pub struct Record {
     /// Bytes between the top and the policy's reserve.
     pub(crate) room: usize,
     /// Bytes at the top that hold stack arguments and results of the call that entered.
-    pub(crate) area: usize,
+    pub(crate) area: u32,
+    /// 1 when that call has changed to the shadow segment below. A hint: the return of a call that has not is refused by the CPU.
+    pub(crate) shadowed: u32,
     /// Where the oldest of the frames that were lifted to it returns to.
     pub(crate) lifted: usize,
+    /// Where the token of the shadow segment lies that calls into the segment begin on, while nothing runs there; 0 where they stay on the one they are on.
+    pub(crate) shadow: usize,
+    /// Its seal, bound to the record's address + 16; 0 on a CPU without generic authentication.
+    pub(crate) shadow_seal: u64,
 }
 
 impl Default for Record {
@@ -53,7 +59,10 @@ impl Default for Record {
             limit: 0,
             room: 0,
             area: 0,
+            shadowed: 0,
             lifted: 0,
+            shadow: 0,
+            shadow_seal: 0,
         }
     }
 }
@@ -218,7 +227,8 @@ pub struct Control {
     pub(crate) link: usize,
     /// Entries around the innermost one.
     pub(crate) nested: usize,
-    reserved: usize,
+    /// The activation that the stack runs with, which can be another one after each resumption; null while it does not run.
+    pub(crate) activation: *const Activation,
     /// Where a suspended stack waits.
     pub(crate) suspended: Link,
     /// Its callee-saved registers: in the order of `Register::NAMES`; on arm64 then d8-d15.
@@ -245,7 +255,7 @@ impl Control {
             outcome: 0,
             link: 0,
             nested: 0,
-            reserved: 0,
+            activation: std::ptr::null(),
             suspended: Link::default(),
             saved: [0; SAVED],
         }
@@ -416,6 +426,7 @@ const _: () = {
     assert!(std::mem::offset_of!(Control, outcome) == 64);
     assert!(std::mem::offset_of!(Control, link) == 72);
     assert!(std::mem::offset_of!(Control, nested) == 80);
+    assert!(std::mem::offset_of!(Control, activation) == 88);
     assert!(std::mem::offset_of!(Control, suspended) == 96);
     assert!(std::mem::offset_of!(Control, saved) == 128);
     assert!(std::mem::offset_of!(Link, pc) == 8);
@@ -437,6 +448,9 @@ const _: () = {
     assert!(std::mem::offset_of!(Record, limit) == 72);
     assert!(std::mem::offset_of!(Record, room) == 80);
     assert!(std::mem::offset_of!(Record, area) == 88);
+    assert!(std::mem::offset_of!(Record, shadowed) == 92);
+    assert!(std::mem::offset_of!(Record, shadow) == 104);
+    assert!(std::mem::offset_of!(Record, shadow_seal) == 112);
     assert!(std::mem::offset_of!(LinkCall, callee) == 0);
     assert!(std::mem::offset_of!(LinkCall, area) == 8);
     assert!(std::mem::offset_of!(LinkCall, results) == 12);

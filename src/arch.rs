@@ -28,9 +28,6 @@ pub const STUB_SIGNING: Signing = if cfg!(target_arch = "x86_64") {
 /// Offset of the entry frame's frame pointer from the native stack pointer that `enter` leaves.
 pub(crate) const ENTRY_FP_OFFSET: usize = if cfg!(target_arch = "x86_64") { 48 } else { 0 };
 
-/// How far below its frame record `link` keeps its activation's address.
-pub(crate) const LINK_ACT_OFFSET: usize = if cfg!(target_arch = "x86_64") { 8 } else { 16 };
-
 unsafe extern "C" {
     fn cfi_stack_enter(control: *mut Control, entry: RawPc, a0: usize, a1: usize, a2: usize, a3: usize) -> u64;
     fn cfi_stack_entry_return();
@@ -78,6 +75,7 @@ unsafe extern "C" {
     fn cfi_stack_link_lifted(record: *mut Record, previous: *const Record, fp: usize);
     fn cfi_stack_link_part(part: *mut Record, whole: *const Record, top: usize);
     fn cfi_stack_link_moved(record: *mut Record, source: *const Record);
+    fn cfi_stack_link_shadow(record: *mut Record, token: usize);
     fn cfi_stack_shadow_pointer() -> usize;
     fn cfi_stack_fudge_call();
     fn cfi_stack_measured(f: unsafe extern "C" fn(usize) -> u64, data: usize, bytes: usize, used: *mut usize) -> u64;
@@ -300,6 +298,12 @@ pub(crate) fn link_part(part: &mut Record, whole: &Record, top: usize) {
 pub(crate) fn link_moved(record: &mut Record, source: &Record) {
     // SAFETY: as in `link_idle`.
     unsafe { cfi_stack_link_moved(record, source) }
+}
+
+/// Says that calls into `record`'s segment begin on the shadow segment whose token lies at `token`. Its seal must hold.
+pub(crate) fn link_shadow(record: &mut Record, token: usize) {
+    // SAFETY: as in `link_idle`; the stub writes the two words at the record's end.
+    unsafe { cfi_stack_link_shadow(record, token) }
 }
 
 /// The shadow-stack pointer of this thread, 0 when it has none.

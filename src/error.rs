@@ -70,7 +70,8 @@ pub enum Error {
     },
     /// The continuation is being cancelled and cannot be suspended any more.
     Cancelled,
-    /// The shadow stack has less room than the data segment asked for could need (law 2).
+    /// The shadow segment that the frames are on has less room than the data segment asked for could need (law 2). A call by
+    /// [`link`](crate::engine::Stubs::link) goes to a further one.
     ShadowRoom {
         /// Shadow bytes needed.
         needed: usize,
@@ -170,7 +171,7 @@ impl fmt::Display for Error {
             Error::Cancelled => write!(f, "the continuation is being cancelled and cannot be suspended"),
             Error::ShadowRoom { needed, room } => write!(
                 f,
-                "shadow stack too small: {needed} bytes needed, {room} there; raise `smallest_frame` or lower `maximum`"
+                "shadow segment too small: {needed} bytes needed, {room} there; call by `link`, or raise `shadowed`"
             ),
             Error::UnknownCode(pc) => {
                 write!(f, "return address {pc} lies in no registered code: register every managed function")

@@ -63,6 +63,8 @@ pub(crate) struct Lift<'a> {
     /// The piece that the frames are the youngest of.
     pub piece: Piece,
     pub shadow: Option<&'a [u64]>,
+    /// How large the segment may be that they go to: they stay on their shadow segment.
+    pub most: usize,
     /// Bytes that must be free below them.
     pub spare: usize,
 }
@@ -89,7 +91,7 @@ impl Lift<'_> {
         plan: &mut Plan,
         tell: impl FnOnce(&Record, &Record) -> Result<(), Refusal>,
     ) -> Result<Option<Lifted>, Refusal> {
-        let Lift { policy, table, cut, piece, shadow, spare } = self;
+        let Lift { policy, table, cut, piece, shadow, most, spare } = self;
         let (low, floor) = (piece.youngest, current.record().top);
         let bytes = cut.edge.saturating_sub(low);
         let need = bytes.saturating_add(spare);
@@ -97,7 +99,7 @@ impl Lift<'_> {
         if !warm {
             let Record { identity, generation, .. } = *current.record();
             let map = |size| Segment::map_above(size, policy.guard, identity, generation, floor);
-            if links.append(current, policy, low, need, map).is_err() {
+            if links.append(current, policy, most, low, need, map).is_err() {
                 return Ok(None);
             }
         }

@@ -5,16 +5,18 @@
 //!  [ C0 ] <-previous- [ C1 ] <-previous- [ C2 ]
 //!         -next->            -next->
 //! ```
-//! Each record's second part, sealed on arm64, says which segment comes before; one alone comes behind each, so what comes
+//! A segment may come with a shadow segment on which calls into it begin, so that the frames of one data segment are on one shadow segment
+//! ([`Shadows`]). Each record's second part, sealed on arm64, says which segment comes before; one alone comes behind each, so what comes
 //! behind the current one is idle. The stubs go back and forth by themselves, so that Rust first looks where the stack pointer is:
 //! [`Links::settle`].
 
-use crate::abi::{Activation, LinkCall, Record};
+use crate::abi::{LinkCall, Record};
 use crate::arch;
 use crate::error::{Error, Refusal};
 use crate::pac::{RawPc, Tampered};
 use crate::policy::Policy;
-use crate::segment::{Segment, page_size, read_word, write_word};
+use crate::segment::{Segment, page_size, read_word};
+use crate::shadow::Shadows;
 use crate::tamper;
 
 impl LinkCall {
@@ -85,7 +87,7 @@ impl Base {
         let record = segment.record();
         let fp = record.link_record as u64 & !1;
         let base = match record.link_record & 1 {
-            0 => Base { bottom: arch::link_return(), fp, arguments: record.area, lifted: false },
+            0 => Base { bottom: arch::link_return(), fp, arguments: record.area as usize, lifted: false },
             _ => Base { bottom: RawPc::new(record.lifted), fp, arguments: 0, lifted: true },
         };
         // What is not there is not compared with: a frame that saved something else is evidence.
@@ -167,32 +169,44 @@ impl Links {
             .map(|(segment, before)| (segment, before.map(|before| Base::of(segment, before))))
     }
 
-    /// Tells the `link` frames that wait on older segments which activation the stack goes on with.
-    pub(crate) fn go_on_with(&self, current: &Segment, activation: &Activation) {
-        for ((_, base), (previous, _)) in self.to_the_oldest(current).zip(self.to_the_oldest(current).skip(1)) {
-            let Some(base) = base.filter(|base| !base.lifted) else { continue };
-            let place = (base.fp as usize).wrapping_sub(arch::LINK_ACT_OFFSET);
-            // A link record that is rewritten is found out where it is returned to.
-            if place.is_multiple_of(8) && previous.record().holds(place, 8) {
-                let address = std::ptr::from_ref(activation).expose_provenance() as u64;
-                // SAFETY: the word lies in a segment of the stack, which does not run.
-                unsafe { write_word(place, address) };
-            }
-        }
-    }
-
     /// The size for the current segment when it becomes `size` bytes large and `needed` of them must fit: all segments together stay
     /// within the policy's maximum.
     pub(crate) fn bounded(&self, policy: &Policy, size: usize, needed: usize) -> Result<usize, Error> {
         bounded(policy, self.older.iter(), size, needed)
     }
 
-    /// Sees to it that the segment behind the current one is large enough for the call, and says what is wrong if it cannot be.
-    /// `record` is grow's frame record, whose caller is `link`. Returns whether a segment was made.
+    /// How many segments come before the current one.
+    pub(crate) fn depth(&self) -> usize {
+        self.older.len()
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.older.len() + 1 + self.newer.len()
+    }
+
+    /// How large the current segment may become on the shadow segment that its frames are on: those before it have frames there too.
+    pub(crate) fn shadow_allows(&self, policy: &Policy, shadows: Option<&Shadows>) -> usize {
+        let Some(shadows) = shadows else { return usize::MAX };
+        let (shadow, first) = shadows.of(self.depth());
+        let others = self.older[first.min(self.older.len())..].iter();
+        policy.shadow_fits(shadow.room()).saturating_sub(bytes(others))
+    }
+
+    /// Bytes of the idle segments whose calls would stay on the shadow segment of the current one.
+    pub(crate) fn idle_on_shadow(&self, shadows: &Shadows) -> usize {
+        let count = shadows.next_after(self.depth()) - self.depth() - 1;
+        bytes(self.newer.iter().rev().take(count))
+    }
+
+    /// Sees to it that the segment behind the current one is large enough for the call, with a further shadow segment where the present one has
+    /// no room for it, and says what is wrong if it cannot be. `record` is grow's frame record, whose caller is `link`.
+    /// Returns whether a segment was made.
     pub(crate) fn prepare(
         &mut self,
         current: &mut Segment,
         policy: &Policy,
+        shadows: Option<&mut Shadows>,
         record: usize,
         call: *const LinkCall,
     ) -> Result<bool, Refusal> {
@@ -230,16 +244,36 @@ impl Links {
         }
         let Record { identity, generation, .. } = *current.record();
         let map = |size| Segment::map(size, policy.guard, identity, generation);
-        self.append(current, policy, record, call.total as usize, map)?;
+        let Some(shadows) = shadows else {
+            self.append(current, policy, usize::MAX, record, call.total as usize, map)?;
+            return Ok(true);
+        };
+        shadows.keep(self.depth() + 1);
+        self.append(current, policy, usize::MAX, record, call.total as usize, map)?;
+        if let Err(error) = self.shadow_next(current, policy, shadows) {
+            self.forget_idle(current);
+            return Err(error.into());
+        }
         Ok(true)
     }
 
+    /// Gives the segment behind the current one, which has just been made for a link call, a shadow segment where it needs one.
+    fn shadow_next(&mut self, current: &Segment, policy: &Policy, shadows: &mut Shadows) -> Result<(), Error> {
+        let left = self.shadow_allows(policy, Some(shadows)).saturating_sub(current.record().size());
+        let depth = self.depth() + 1;
+        let Some(next) = self.newer.last_mut().filter(|next| next.record().size() > left) else { return Ok(()) };
+        let token = shadows.append(depth, policy.shadow_size(next.record().size()))?;
+        arch::link_shadow(next.record_mut(), token);
+        Ok(())
+    }
+
     /// Replaces what is behind the current segment, which is in use from `used_from` on, by one that `map` makes, of a size that takes `need`
-    /// bytes and the reserve.
+    /// bytes and the reserve and is not above `most`.
     pub(crate) fn append(
         &mut self,
         current: &mut Segment,
         policy: &Policy,
+        most: usize,
         used_from: usize,
         need: usize,
         map: impl FnOnce(usize) -> Result<Segment, Error>,
@@ -252,6 +286,7 @@ impl Links {
         let present = lies.next_multiple_of(page_size()).max(policy.initial);
         let size = policy.next_size(present, needed)?;
         let size = bounded(policy, self.older.iter().chain([&*current]), size, needed)?;
+        let size = within(policy, size, needed, most)?;
         // Each list can come to hold all of them, by `settle`, which has nobody to give an error to.
         let all = self.older.len() + 2;
         for list in [&mut self.older, &mut self.newer] {
@@ -283,16 +318,16 @@ impl Links {
         if let Some(next) = self.newer.last_mut() {
             arch::link_lifted(next.record_mut(), current.record(), fp);
             let record = next.record_mut();
-            (record.area, record.lifted) = (0, bottom.address());
+            (record.area, record.shadowed, record.lifted) = (0, 0, bottom.address());
             self.forward(current);
         }
     }
 
     /// The frames of `source` lie in the current segment now: it takes its place.
     pub(crate) fn moved(&mut self, source: &Segment, current: &mut Segment, policy: &Policy) {
-        let Record { area, lifted, .. } = *source.record();
+        let Record { area, shadowed, lifted, .. } = *source.record();
         let record = current.record_mut();
-        (record.area, record.lifted) = (area, lifted);
+        (record.area, record.shadowed, record.lifted) = (area, shadowed, lifted);
         note_limit(current, policy);
         if let Some(previous) = self.older.last_mut() {
             arch::link_moved(current.record_mut(), source.record());
@@ -354,13 +389,28 @@ fn note_limit(segment: &mut Segment, policy: &Policy) {
     record.limit = if policy.relocate_always { usize::MAX } else { limit };
 }
 
+/// Of all of them together.
+fn bytes<'a>(segments: impl Iterator<Item = &'a Segment>) -> usize {
+    segments.map(|segment| segment.record().size()).fold(0, usize::saturating_add)
+}
+
+/// A size of at most `most` bytes, which the shadow segment has room for, that `needed` fit in.
+pub(crate) fn within(policy: &Policy, size: usize, needed: usize, most: usize) -> Result<usize, Error> {
+    let most = most & !(page_size() - 1);
+    if needed > most {
+        let whole = needed.checked_next_multiple_of(page_size()).unwrap_or(needed);
+        return Err(Error::ShadowRoom { needed: policy.shadow_need(whole), room: policy.shadow_need(most) });
+    }
+    Ok(size.min(most))
+}
+
 fn bounded<'a>(
     policy: &Policy,
     others: impl Iterator<Item = &'a Segment>,
     size: usize,
     needed: usize,
 ) -> Result<usize, Error> {
-    let used: usize = others.map(|segment| segment.record().size()).fold(0, usize::saturating_add);
+    let used = bytes(others);
     let left = policy.maximum.saturating_sub(used);
     if needed > left {
         return Err(Error::Overflow { needed: used.saturating_add(needed), maximum: policy.maximum });

@@ -8,9 +8,13 @@ use crate::segment::page_size;
 pub struct Policy {
     /// Size of the first data segment. A multiple of the page size.
     pub initial: usize,
-    /// Largest data segment. A multiple of the page size, not below `initial`. Where there is a shadow stack, each stack maps
-    /// 8 / `smallest_frame` of it for return addresses: 32 MiB of addresses, not of memory, by default.
+    /// Largest data segment. A multiple of the page size, not below `initial`.
     pub maximum: usize,
+    /// Bytes of data segments that a shadow segment is made for, where there is a shadow stack: it takes 8 / `smallest_frame` of that for return
+    /// addresses. Not below `initial`; from `maximum` on all of `maximum`, the default: 32 MiB of addresses, not of memory. With less a stack takes few
+    /// addresses, frames move no further than this ([`Error::ShadowRoom`]), and calls by [`link`](crate::engine::Stubs::link) go on, on a further
+    /// shadow segment. A first data segment that is asked to be larger has a shadow segment for all of it.
+    pub shadowed: usize,
     /// How many times as large as the segment before each new one is: from 2 to 16.
     pub growth: usize,
     /// The same for segments of `large` bytes and more: what is mapped and not used takes addresses, not memory, and what moves costs time.
@@ -30,7 +34,7 @@ pub struct Policy {
     /// Bytes that a stack keeps free when it shrinks, besides `reserve`, so that it need not grow again at its next call. Less than `maximum`.
     pub keep: usize,
     /// Room below the limit that managed code may use unchecked: its largest frame without an entry thunk,
-    /// leaves that do not check, and the 16-byte frame record of `grow` or `exit`. At most half of `initial`.
+    /// leaves that do not check, and the frames of the stubs, which take up to 160 bytes. At least that and at most half of `initial`.
     pub reserve: usize,
     /// Inaccessible bytes below every segment. A multiple of the page size, larger than the largest frame that is
     /// written to before its function checks.
@@ -59,6 +63,7 @@ impl Default for Policy {
         Policy {
             initial: page_size(),
             maximum: 64 << 20,
+            shadowed: usize::MAX,
             growth: 2,
             growth_large: 8,
             large: 64 << 10,
@@ -82,6 +87,12 @@ impl Default for Policy {
 /// Bytes of a frame record: no frame is smaller.
 const SMALLEST_RECORD: usize = 16;
 
+/// Words of a shadow segment besides those of frames: the token, and what lies below the oldest return address of a further one.
+const SHADOW_WORDS: usize = 2;
+
+/// What the stubs take below the limit, at most: `link`'s thunk, its frame and that of `grow`, on arm64.
+pub(crate) const LEAST_RESERVE: usize = 160;
+
 /// Largest stack that may be asked for: above it, sizes derived from it could wrap.
 const LARGEST: usize = 1 << 40;
 
@@ -101,6 +112,10 @@ impl Policy {
         rule(self.maximum >= self.initial, "`maximum` is below `initial`")?;
         rule(self.maximum <= LARGEST, "`maximum` is above 1 TiB")?;
         rule(
+            self.shadowed >= self.initial,
+            "`shadowed` is below `initial`: the first data segment would have no shadow room",
+        )?;
+        rule(
             self.guard != 0 && self.guard.is_multiple_of(page) && self.guard <= LARGEST,
             "`guard` is not a positive multiple of the page size up to 1 TiB",
         )?;
@@ -111,7 +126,7 @@ impl Policy {
             "`shrink_below` is not above `growth` and `growth_large`: a stack would be too large as soon as it has grown",
         )?;
         rule(self.keep < self.maximum, "`keep` is not below `maximum`")?;
-        rule(self.reserve >= 64, "`reserve` is below 64 bytes, the stubs' own need")?;
+        rule(self.reserve >= LEAST_RESERVE, "`reserve` is below 160 bytes, the stubs' own need")?;
         rule(self.reserve <= self.initial / 2, "`reserve` is more than half of `initial`")?;
         rule(self.lift_bytes >= 256, "`lift_bytes` is below 256 bytes")?;
         rule(self.smallest_frame >= 16, "`smallest_frame` is below 16, a frame record")?;
@@ -125,7 +140,21 @@ impl Policy {
     /// `smallest_frame`, but nothing looks at those in the first segment: there every frame may be a record alone.
     pub(crate) fn shadow_need(&self, data: usize) -> usize {
         let frames = (data / self.smallest_frame).max(self.initial / SMALLEST_RECORD);
-        frames.saturating_add(1).saturating_mul(8).saturating_add(self.shadow_reserve)
+        frames.saturating_add(SHADOW_WORDS).saturating_mul(8).saturating_add(self.shadow_reserve)
+    }
+
+    /// Shadow-stack bytes of a shadow segment that begins with a data segment of `data` bytes.
+    pub(crate) fn shadow_size(&self, data: usize) -> usize {
+        self.shadow_need(data.max(self.shadowed.min(self.maximum)))
+    }
+
+    /// The most bytes of data segments that `room` shadow-stack bytes suffice for: the other way round.
+    pub(crate) fn shadow_fits(&self, room: usize) -> usize {
+        let words = (room.saturating_sub(self.shadow_reserve) / 8).saturating_sub(SHADOW_WORDS);
+        if words < self.initial / SMALLEST_RECORD {
+            return 0;
+        }
+        words.saturating_mul(self.smallest_frame).saturating_add(self.smallest_frame - 1)
     }
 
     /// The size to grow to from `present` when `needed` bytes must fit: so many times as large, and again.
@@ -187,9 +216,10 @@ mod tests {
         for guard in [0, 1, usize::MAX] {
             assert!(Policy { guard, ..Policy::default() }.validate(PAGE).is_err(), "guard {guard}");
         }
-        for reserve in [0, 63, 2049, usize::MAX] {
+        for reserve in [0, 64, LEAST_RESERVE - 1, 2049, usize::MAX] {
             assert!(Policy { reserve, ..Policy::default() }.validate(PAGE).is_err(), "reserve {reserve}");
         }
+        assert_eq!(Policy { reserve: LEAST_RESERVE, ..Policy::default() }.validate(PAGE), Ok(()));
         for smallest_frame in [0, 15] {
             assert!(Policy { smallest_frame, ..Policy::default() }.validate(PAGE).is_err());
         }
@@ -205,11 +235,12 @@ mod tests {
             (Policy { initial: 4 * PAGE, maximum: 2 * PAGE, ..fine }, "`maximum` is below `initial`"),
             (Policy { maximum: LARGEST + PAGE, ..fine }, "`maximum` is above 1 TiB"),
             (Policy { guard: LARGEST + PAGE, ..fine }, "`guard` is not"),
+            (Policy { shadowed: PAGE - 1, ..fine }, "`shadowed` is below"),
             (Policy { growth: 1, ..fine }, "`growth` is not"),
             (Policy { growth_large: 17, shrink_below: 99, ..fine }, "`growth_large` is not"),
             (Policy { shrink_below: 4, ..fine }, "`shrink_below` is not"),
             (Policy { keep: fine.maximum, ..fine }, "`keep` is not"),
-            (Policy { reserve: 63, ..fine }, "`reserve` is below"),
+            (Policy { reserve: LEAST_RESERVE - 1, ..fine }, "`reserve` is below"),
             (Policy { reserve: PAGE / 2 + 1, ..fine }, "`reserve` is more than half"),
             (Policy { lift_bytes: 255, ..fine }, "`lift_bytes` is below"),
             (Policy { smallest_frame: 15, ..fine }, "`smallest_frame` is below"),
@@ -298,5 +329,34 @@ mod tests {
     fn shadow_need_covers_one_return_address_per_smallest_frame() {
         let policy = Policy::default();
         assert!(policy.shadow_need(1 << 20) >= (1 << 20) / 16 * 8 + policy.shadow_reserve);
+    }
+
+    #[test]
+    fn what_a_shadow_segment_fits_needs_no_more() {
+        for smallest_frame in [16, 48, 100, 4096] {
+            let policy = Policy { smallest_frame, ..Policy::default() };
+            for room in (0..1 << 16).step_by(8) {
+                let data = policy.shadow_fits(room);
+                assert!(data == 0 || policy.shadow_need(data) <= room, "{smallest_frame} {room}");
+                let more = data + 1;
+                assert!(policy.shadow_need(more.max(policy.initial)) > room, "{smallest_frame} {room}");
+            }
+            for data in [4096, 8192, 1 << 20] {
+                assert!(policy.shadow_fits(policy.shadow_need(data)) >= data);
+            }
+        }
+    }
+
+    #[test]
+    fn shadow_segments_are_as_large_as_asked_for() {
+        let policy = Policy::default();
+        assert_eq!(policy.shadow_size(policy.initial), policy.shadow_need(policy.maximum));
+        let small = Policy { shadowed: 2 * policy.initial, ..policy };
+        assert_eq!(small.validate(PAGE), Ok(()));
+        assert_eq!(small.shadow_size(policy.initial), small.shadow_need(2 * policy.initial));
+        assert_eq!(small.shadow_size(16 * policy.initial), small.shadow_need(16 * policy.initial));
+        for shadowed in [0, 8, policy.initial - 1] {
+            assert!(matches!(Policy { shadowed, ..policy }.validate(PAGE), Err(Error::Policy(_))), "{shadowed}");
+        }
     }
 }

@@ -63,6 +63,21 @@ pub unsafe fn write(slot: NonNull<Slot>, word: Word, value: u64) {
     unsafe { std::ptr::with_exposed_provenance_mut::<u64>(address(slot, word)).write_volatile(value) }
 }
 
+/// Offsets in a segment's record, besides the five words that its seal is over.
+pub mod record {
+    use crate::abi::Record;
+    use std::mem::offset_of;
+
+    /// The record of the segment behind.
+    pub const NEXT: usize = offset_of!(Record, next);
+    /// 32 bits: the area of the call that entered. The 32 above: whether that call has changed to the shadow segment.
+    pub const AREA: usize = offset_of!(Record, area);
+    /// Where the token of the segment's shadow segment lies.
+    pub const SHADOW: usize = offset_of!(Record, shadow);
+    /// The seal of that.
+    pub const SHADOW_SEAL: usize = offset_of!(Record, shadow_seal);
+}
+
 /// Offsets in a saved frame, from the stack pointer that its context names.
 pub mod frame {
     /// The frame record: frame pointer, then pc.

@@ -5,11 +5,21 @@
 //!  | guard, no access | return addresses, grows down  |
 //!                                       token at top − 8 while nothing runs on it
 //! ```
+//! A growable stack has one shadow segment, or a chain of them: calls by `link` begin a further one where the data segment that they go to
+//! needs more room than there is on the present one. While calls are on a further one, none below it has a token: nobody can go there. The word
+//! at the bottom of the further one says where it goes on, in memory that nobody can write; link's return makes the token from it and uses it.
+//! ```text
+//!  the first segment                 a further one                                         top
+//!  | ... | return addresses |  <--  | ... | return addresses | link's | where the first is |
+//! ```
 //! Sources: Linux `Documentation/arch/x86/shstk.rst`, `Documentation/arch/arm64/gcs.rst`; Intel SDM vol. 1 ch. 17.2.
 
 use crate::error::Error;
 use crate::system;
 use std::sync::atomic::Ordering;
+
+/// Bytes of the word at the bottom of a further shadow segment.
+const WAY_BACK: usize = 8;
 
 const WHAT: &str = "a shadow stack";
 const GUARD: &str = "a shadow stack's guard";
@@ -20,6 +30,8 @@ pub struct ShadowStack {
     mapping: usize,
     mapped: usize,
     guard: usize,
+    /// One past the oldest return address while something runs on it.
+    bottom: usize,
 }
 
 impl ShadowStack {
@@ -28,12 +40,25 @@ impl ShadowStack {
     /// # Errors
     /// [`Error::Memory`] when the kernel refuses; nothing stays mapped. [`Error::Unsupported`] where there are none.
     pub fn map(room: usize) -> Result<ShadowStack, Error> {
+        ShadowStack::map_with(room, 0)
+    }
+
+    /// Of a chain, not the first: see the module.
+    ///
+    /// # Errors
+    /// As for [`ShadowStack::map`].
+    pub(crate) fn map_further(room: usize) -> Result<ShadowStack, Error> {
+        ShadowStack::map_with(room, WAY_BACK)
+    }
+
+    fn map_with(room: usize, below: usize) -> Result<ShadowStack, Error> {
         let page = system::page_size();
         let mapped = room
             .checked_next_multiple_of(page)
             .and_then(|room| room.checked_add(page))
             .ok_or(Error::Memory { what: "a shadow stack", bytes: room, errno: libc::ENOMEM })?;
-        map_anywhere(mapped - page, page).map(|mapping| ShadowStack { mapping, mapped, guard: page })
+        let mapping = map_anywhere(mapped - page, page)?;
+        Ok(ShadowStack { mapping, mapped, guard: page, bottom: mapping + mapped - below })
     }
 
     /// Ordinary memory of at least `room` bytes in the place of one, for tests that play what runs: nothing but they writes it.
@@ -46,7 +71,7 @@ impl ShadowStack {
         let mapped = room.next_multiple_of(guard) + guard;
         let mapping = system::map(WHAT, mapped)?;
         system::make_inaccessible(GUARD, mapping, guard)?;
-        Ok(ShadowStack { mapping, mapped, guard })
+        Ok(ShadowStack { mapping, mapped, guard, bottom: mapping + mapped })
     }
 
     /// One past the highest word.
@@ -64,23 +89,157 @@ impl ShadowStack {
         self.mapped - self.guard
     }
 
-    /// The words above the token at `token`, youngest first; `None` when there can be no token there.
+    /// The return addresses above the token at `token`, youngest first; `None` when there can be no token there.
     pub(crate) fn entries(&self, token: usize) -> Option<&[u64]> {
         let lowest = self.mapping + self.guard;
-        if !token.is_multiple_of(8) || token < lowest || token >= self.top() {
+        if !token.is_multiple_of(8) || token < lowest || token >= self.bottom {
             return None;
         }
         let first = token + 8;
-        let words = (self.top() - first) / 8;
+        let words = (self.bottom - first) / 8;
         // SAFETY: the words lie in the mapping, which self owns; ordinary code can read a shadow stack but not write
         // it, and nothing runs on this one while its token stands.
         Some(unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(first), words) })
     }
 }
 
+impl ShadowStack {
+    /// Where the token of the segment before will lie, by the word at the bottom of one that something runs on.
+    fn token_before(&self) -> usize {
+        // SAFETY: the highest word of a mapped shadow stack, which ordinary code can read. Volatile: the CPU changes it.
+        let below = unsafe { std::ptr::with_exposed_provenance::<usize>(self.token()).read_volatile() };
+        (below & !7).wrapping_sub(8)
+    }
+}
+
 impl Drop for ShadowStack {
     fn drop(&mut self) {
         system::unmap_guarded(self.mapping, self.mapped);
+    }
+}
+
+/// The shadow segments of one stack.
+#[derive(Debug)]
+pub(crate) struct Shadows {
+    first: ShadowStack,
+    /// Those that link calls began, the oldest first; the last ones may be idle.
+    further: Vec<Further>,
+    /// How many of those were made so far.
+    made: u64,
+    /// Whether it is the software model's, which has one segment.
+    #[cfg(test)]
+    played: bool,
+}
+
+/// A shadow segment that calls into a data segment begin on.
+#[derive(Debug)]
+struct Further {
+    /// How many data segments come before that one.
+    depth: usize,
+    shadow: ShadowStack,
+}
+
+impl Shadows {
+    /// A stack's first, of at least `room` bytes.
+    ///
+    /// # Errors
+    /// As for [`ShadowStack::map`].
+    pub(crate) fn map(room: usize) -> Result<Shadows, Error> {
+        Ok(Shadows {
+            first: ShadowStack::map(room)?,
+            further: Vec::new(),
+            made: 0,
+            #[cfg(test)]
+            played: false,
+        })
+    }
+
+    /// The same in ordinary memory: the only one that there will be.
+    ///
+    /// # Errors
+    /// As for [`ShadowStack::map`].
+    #[cfg(test)]
+    pub(crate) fn played(room: usize) -> Result<Shadows, Error> {
+        Ok(Shadows { first: ShadowStack::played(room)?, further: Vec::new(), made: 0, played: true })
+    }
+
+    /// The oldest.
+    pub(crate) fn first(&self) -> &ShadowStack {
+        &self.first
+    }
+
+    /// The one that the frames are on of a data segment which `depth` others come before, and how many come before the first data segment
+    /// whose frames are on it.
+    pub(crate) fn of(&self, depth: usize) -> (&ShadowStack, usize) {
+        match self.further.iter().rfind(|further| further.depth <= depth) {
+            Some(further) => (&further.shadow, further.depth),
+            None => (&self.first, 0),
+        }
+    }
+
+    /// How many data segments come before the next one behind `depth` of them whose calls begin on another shadow segment.
+    pub(crate) fn next_after(&self, depth: usize) -> usize {
+        self.further.iter().map(|further| further.depth).find(|&next| next > depth).unwrap_or(usize::MAX)
+    }
+
+    /// Maps one of at least `room` bytes for the data segment that `depth` others come before, the last one of the stack. Returns where its token lies.
+    ///
+    /// # Errors
+    /// As for [`ShadowStack::map`], and when there is no memory for the list.
+    pub(crate) fn append(&mut self, depth: usize, room: usize) -> Result<usize, Error> {
+        let failed =
+            |_| Error::Memory { what: "the list of shadow segments", bytes: size_of::<Further>(), errno: libc::ENOMEM };
+        self.further.try_reserve(1).map_err(failed)?;
+        #[cfg(test)]
+        if self.played {
+            return Err(Error::ShadowRoom { needed: room, room: self.first.room() });
+        }
+        let shadow = ShadowStack::map_further(room)?;
+        let token = shadow.token();
+        self.further.push(Further { depth, shadow });
+        self.made += 1;
+        Ok(token)
+    }
+
+    /// The return addresses, youngest first, on the shadow segment of a data segment which `depth` others come before, while the youngest data segment
+    /// has `youngest` before it and the token lies at `token`. `None` when there can be no token there.
+    pub(crate) fn entries(&self, youngest: usize, token: usize, depth: usize) -> Option<&[u64]> {
+        let (mut at, mut token) = (youngest, token);
+        loop {
+            let (shadow, first) = self.of(at);
+            let words = shadow.entries(token)?;
+            if first <= depth {
+                return Some(words);
+            }
+            (at, token) = (first - 1, shadow.token_before());
+        }
+    }
+
+    /// How many further ones were made so far.
+    pub(crate) fn made(&self) -> u64 {
+        self.made
+    }
+
+    /// Gives those back that belong to data segments behind the first `segments`, on which nothing runs.
+    pub(crate) fn keep(&mut self, segments: usize) {
+        self.further.retain(|further| further.depth < segments);
+    }
+
+    /// Bytes of room up to the one whose token lies at `token`, and the return addresses on all of them; `None` when none has its token there.
+    pub(crate) fn looked(&self, token: usize) -> (usize, Option<usize>) {
+        let holds = |further: &Further| further.shadow.entries(token).is_some();
+        let used = self.further.iter().rposition(holds).map_or(0, |last| last + 1);
+        let used = self.further[..used].iter().map(|further| &further.shadow);
+        let chain: Vec<&ShadowStack> = std::iter::once(&self.first).chain(used).collect();
+        let room = chain.iter().map(|shadow| shadow.room()).sum();
+        let mut token = token;
+        let mut entries = 0;
+        for shadow in chain.iter().rev() {
+            let Some(words) = shadow.entries(token) else { return (room, None) };
+            entries += words.len();
+            token = shadow.token_before();
+        }
+        (room, Some(entries))
     }
 }
 

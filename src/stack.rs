@@ -26,7 +26,7 @@ use crate::plan::Plan;
 use crate::policy::Policy;
 use crate::published;
 use crate::segment::{Segment, boxed, page_size};
-use crate::shadow::ShadowStack;
+use crate::shadow::{ShadowStack, Shadows};
 use crate::signer::Signer;
 use crate::signer::hardware::Hardware;
 use crate::tamper;
@@ -81,6 +81,8 @@ pub struct Stats {
     pub lifts: u64,
     /// Segments that were made for link calls and lifted frames.
     pub segments: u64,
+    /// Shadow segments that were made for link calls.
+    pub shadow_segments: u64,
 }
 
 /// What happens on a stack.
@@ -105,7 +107,7 @@ pub(crate) struct Inner<S = Hardware> {
     pub(crate) links: Links,
     /// The segment moved from last, inaccessible, where the policy poisons: until the next move.
     previous: Option<Segment>,
-    pub(crate) shadow: Option<ShadowStack>,
+    pub(crate) shadows: Option<Shadows>,
     pub(crate) domain: Domain,
     pub(crate) policy: Policy,
     plan: Plan,
@@ -148,7 +150,7 @@ static IDENTITIES: AtomicU64 = AtomicU64::new(1);
 
 impl Stack {
     /// Makes a stack: a data segment with its guard and, where this thread has a shadow stack, a shadow stack that can
-    /// hold as many return addresses as the policy's maximum allows.
+    /// hold as many return addresses as the policy's `shadowed` and this segment allow.
     ///
     /// # Errors
     /// [`Error::Policy`], [`Error::Memory`]; nothing stays mapped.
@@ -171,7 +173,7 @@ impl Stack {
         published::add_mode(published::MODE_MANAGED)?;
         let domain = thread.domain();
         let inner = Inner::new(domain, policy, size, Hardware, || match domain.shadow {
-            true => ShadowStack::map(policy.shadow_need(policy.maximum)).map(Some),
+            true => Shadows::map(policy.shadow_size(size)).map(Some),
             false => Ok(None),
         })?;
         Ok(Stack { inner: NonNull::from(Box::leak(boxed("a stack's own block", inner)?)) })
@@ -335,26 +337,27 @@ fn untampered<T>(result: Result<T, Refusal>) -> Result<T, Error> {
 }
 
 impl<S: Signer> Inner<S> {
-    /// An idle one with a segment of `size` bytes and the shadow stack that `shadow` makes.
+    /// An idle one with a segment of `size` bytes and the shadow stack that `shadows` makes.
     fn new(
         domain: Domain,
         policy: Policy,
         size: usize,
         signer: S,
-        shadow: impl FnOnce() -> Result<Option<ShadowStack>, Error>,
+        shadows: impl FnOnce() -> Result<Option<Shadows>, Error>,
     ) -> Result<Inner<S>, Error> {
         let identity = IDENTITIES.fetch_add(1, Ordering::Relaxed);
         let generation = 1;
         let segment = Segment::map(size, policy.guard, identity, generation)?;
-        let shadow = shadow()?;
-        let token = shadow.as_ref().map_or(0, ShadowStack::token);
-        let level = shadow.as_ref().map_or(0, ShadowStack::top);
+        let shadows = shadows()?;
+        let first = shadows.as_ref().map(Shadows::first);
+        let token = first.map_or(0, ShadowStack::token);
+        let level = first.map_or(0, ShadowStack::top);
         Ok(Inner {
             control: Control::new(identity, generation, token, level),
             segment,
             links: Links::default(),
             previous: None,
-            shadow,
+            shadows,
             domain,
             policy,
             plan: Plan::new(),
@@ -406,14 +409,12 @@ impl<S: Signer> Inner<S> {
             .control
             .compare_exchange(std::ptr::null_mut(), control, Ordering::Acquire, Ordering::Relaxed)
             .map_err(|_| Error::Busy)?;
-        if let Some(shadow) = self.shadow.as_ref().filter(|_| state == State::Idle) {
-            self.control.shadow_level = shadow.top();
-        }
-        if state == State::Suspended {
-            self.links.go_on_with(&self.segment, activation);
+        if let Some(shadows) = self.shadows.as_ref().filter(|_| state == State::Idle) {
+            self.control.shadow_level = shadows.first().top();
         }
         self.control.segment = self.segment.record();
         self.control.outcome = OUTCOME_RETURNED;
+        self.control.activation = activation;
         self.control.link = 0;
         self.failure = None;
         self.activation = Some(NonNull::from(activation));
@@ -426,6 +427,7 @@ impl<S: Signer> Inner<S> {
         activation.limit.store(usize::MAX, Ordering::Relaxed);
         activation.control.store(std::ptr::null_mut(), Ordering::Release);
         self.activation = None;
+        self.control.activation = std::ptr::null();
         self.plan.release();
         if self.control.outcome == OUTCOME_SUSPENDED {
             // Link calls and returns happen without Rust: the segment that managed code waits on is found here, so that it is known from now on.
@@ -444,6 +446,7 @@ impl<S: Signer> Inner<S> {
     /// The stack is empty. A context or a frame of what was on it must not pass for one of what comes.
     fn next_generation(&mut self) {
         self.links.rewind(&mut self.segment, self.policy.warm);
+        self.keep_shadows();
         self.control.generation = self.control.generation.wrapping_add(1);
         self.segment.reseal(self.control.generation);
         self.links.reseal(&self.segment, self.control.generation);

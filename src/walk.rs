@@ -19,7 +19,7 @@ pub struct Bounds<'a> {
     pub source: &'a Record,
     /// The span's pieces, youngest first; there is at least one.
     pub pieces: &'a [Piece],
-    /// Whether the last piece is the stack's oldest: then the shadow stack must be used up.
+    /// Whether the last piece is the oldest on its shadow segment: then that must be used up.
     pub complete: bool,
     /// Smallest frame that the shadow stack was sized for, frame record included, in bytes.
     pub smallest_frame: usize,
@@ -321,7 +321,7 @@ impl<'a, S: Authenticator> Walk<'a, S> {
         if layout.dynamic {
             // Nothing but the frame itself says how large it is. What is believed here shows at its own return address, which
             // authenticates under the CFA that follows, or is the shadow stack's.
-            let in_piece = held && record + cfa_bytes <= self.piece.base_cfa + self.piece.arguments;
+            let in_piece = held && record + cfa_bytes <= self.piece.base_cfa.saturating_add(self.piece.arguments);
             if !in_piece || record < computed || !record.is_multiple_of(8) {
                 return tampered("a saved frame pointer leads to where no frame can be", owner.record);
             }

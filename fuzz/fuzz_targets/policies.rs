@@ -82,7 +82,7 @@ fn policy(pick: &mut dyn FnMut(u64) -> u64) -> Policy {
     let mut policy = Policy::default();
     for _ in 0..pick(6) {
         let number = number(pick);
-        match pick(17) {
+        match pick(18) {
             0 => policy.initial = number,
             1 => policy.maximum = number,
             2 => policy.growth = pick(20) as usize,
@@ -99,6 +99,7 @@ fn policy(pick: &mut dyn FnMut(u64) -> u64) -> Policy {
             13 => policy.warm = number,
             14 => policy.lift_above = number,
             15 => policy.lift_bytes = number,
+            16 => policy.shadowed = number,
             _ => policy.poison = true,
         }
     }

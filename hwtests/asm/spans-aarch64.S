@@ -5,9 +5,9 @@
 
         .bss
         .balign 8
-        .globl  spans_stubs             /* grow, exit, leave, suspend */
+        .globl  spans_stubs             /* grow, exit, leave, suspend, link, what link calls */
 spans_stubs:
-        .skip   32
+        .skip   48
         .text
 
         .macro STUB reg, offset
@@ -77,6 +77,8 @@ FUNC \name
         cmp     x9, #2
         b.lo    3f
         b.eq    4f
+        cmp     x9, #7
+        b.eq    10f
         mov     x1, x3
         cmp     x9, #4
         b.lo    5f
@@ -104,6 +106,11 @@ FUNC \name
 \name\()_site_suspend:
         COMBINE
         b       2b
+10:     bl      spans_link
+        .globl  \name\()_site_link
+\name\()_site_link:
+        COMBINE
+        b       2b
 9:      STUB    x9, 16
         blr     x9
 8:      brk     #0
@@ -124,6 +131,17 @@ FUNC \name
         .cfi_endproc
 END \name
         .endm
+
+/* Passes on everything, to the next segment. frame_bytes = 0. */
+FUNC spans_link
+        PROLOGUE a, 0
+        mov     x16, x0
+        STUB    x17, 40
+        STUB    x30, 32
+        blr     x30
+        EPILOGUE a
+        .cfi_endproc
+END spans_link
 
         SPANS   spans_small, 96, a
         SPANS   spans_large, 880, b

@@ -6,9 +6,9 @@
 
         .bss
         .balign 8
-        .globl  spans_stubs             /* grow, exit, leave, suspend */
+        .globl  spans_stubs             /* grow, exit, leave, suspend, link, what link calls */
 spans_stubs:
-        .skip   32
+        .skip   48
         .text
 
 /* acc = acc * 31 + rax, through the pointer to it. */
@@ -24,7 +24,7 @@ spans_stubs:
  *
  * Begins with acc = operand and asks next(context, frame, acc) on the native stack again and again what to do; the low three bits say what, the
  * rest is the operand n: 0 return acc; 1 and 2 call spans_small and spans_large with n; 3 suspend with n; 4 grow by n;
- * 5 leave with n. What comes back from 1-3 is added to acc * 31. The first word of context is the activation. rbx and r12 hold the
+ * 5 leave with n; 7 call spans_small with n through link. What comes back from 1-3 and 7 is added to acc * 31. The first word of context is the activation. rbx and r12 hold the
  * operand all the time, and are compared with it. rbp-40 points to acc at rbp-32.
  */
         .macro SPANS name, bytes
@@ -73,6 +73,8 @@ FUNC \name
         cmp     $3, %eax
         jb      4f
         je      5f
+        cmp     $7, %eax
+        je      10f
         mov     %rcx, %rsi
         cmp     $5, %eax
         je      9f
@@ -94,6 +96,11 @@ FUNC \name
         call    *spans_stubs+24(%rip)
         .globl  \name\()_site_suspend
 \name\()_site_suspend:
+        COMBINE
+        jmp     2b
+10:     call    spans_link
+        .globl  \name\()_site_link
+\name\()_site_link:
         COMBINE
         jmp     2b
 9:      call    *spans_stubs+16(%rip)
@@ -120,6 +127,16 @@ FUNC \name
         .cfi_endproc
 END \name
         .endm
+
+/* Passes on everything, to the next segment. frame_bytes = 0. */
+FUNC spans_link
+        PROLOGUE
+        mov     %rdi, %r10
+        mov     spans_stubs+40(%rip), %r11
+        call    *spans_stubs+32(%rip)
+        EPILOGUE
+        .cfi_endproc
+END spans_link
 
         SPANS   spans_small, 96
         SPANS   spans_large, 880

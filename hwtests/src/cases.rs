@@ -30,6 +30,7 @@ mod metadata_lists;
 mod metadata_misuse;
 mod metadata_pooled;
 mod metadata_records;
+mod metadata_shadows;
 mod metadata_slots;
 mod metadata_suspended;
 mod overflow;

@@ -11,6 +11,7 @@ mod leaks;
 pub(crate) mod lift;
 pub(crate) mod link;
 mod link_native;
+mod link_shadows;
 pub(crate) mod measured;
 mod nested;
 mod parked;
@@ -83,4 +84,10 @@ pub const SELFTESTS: &[Case] = &[
     Case { id: "S42", title: "native code called on the managed segment is measured to the word", run: measured::hogs },
     Case { id: "S43", title: "measured calls nest, exit, leave, and cannot be moved", run: measured::around },
     Case { id: "S44", title: "parked under a shared key, stacks go on in another key domain", run: parked::all },
+    Case { id: "S46", title: "link calls over several shadow segments, and every way back", run: link_shadows::all },
+    Case {
+        id: "S47",
+        title: "random programs with link calls where shadow stacks are short",
+        run: spans::random_links,
+    },
 ];

@@ -3,7 +3,7 @@
 use super::Site;
 use crate::error::Error;
 use crate::pac::RawPc;
-use crate::policy::Policy;
+use crate::policy::{LEAST_RESERVE, Policy};
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -238,7 +238,7 @@ impl Policy {
             .and_then(|bytes| bytes.checked_next_multiple_of(16))
             .ok_or(Error::Policy("`reserve` with that margin is larger than any stack"))?;
         // The stubs' own need.
-        let policy = Policy { reserve: reserve.max(64), ..self };
+        let policy = Policy { reserve: reserve.max(LEAST_RESERVE), ..self };
         policy.validate(crate::segment::page_size())?;
         Ok(policy)
     }

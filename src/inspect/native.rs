@@ -10,7 +10,6 @@ use crate::error::Error;
 use crate::pac::RawPc;
 use crate::pool::Lease;
 use crate::published;
-use crate::shadow::ShadowStack;
 use crate::slab::Shape;
 use crate::stack::looked::{self, Looked};
 use crate::stack::{self, Stack};
@@ -104,7 +103,6 @@ pub(crate) fn growable(looked: &Looked<'_>) -> Picture {
     });
     let mut segments: Vec<Segment> = pictures.collect();
     segments.reverse();
-    let entries = |shadow: &ShadowStack| shadow.entries(looked.token).map(<[u64]>::len);
     Picture {
         kind: Kind::Growable,
         state: match looked.state {
@@ -117,7 +115,7 @@ pub(crate) fn growable(looked: &Looked<'_>) -> Picture {
         generation: looked.generation,
         authenticates: authenticates(),
         segments,
-        shadow: looked.shadow.map(|shadow| Shadow { room: shadow.room(), entries: entries(shadow) }),
+        shadow: looked.shadow.map(|(room, entries)| Shadow { room, entries }),
     }
 }
 

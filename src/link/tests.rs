@@ -59,7 +59,7 @@ fn calls_that_are_no_calls_are_refused() {
     let (mut links, mut current) = (Links::default(), segment(&policy));
     let grow = called(&current, 64);
     let right = LinkCall::new(CALLEE, 16, 32, 100).expect("possible sizes");
-    let mut prepare = |links: &mut Links, call: *const LinkCall| links.prepare(&mut current, &policy, grow, call);
+    let mut prepare = |links: &mut Links, call: *const LinkCall| links.prepare(&mut current, &policy, None, grow, call);
     assert!(refused(prepare(&mut links, std::ptr::null())).contains("8-byte aligned"));
     assert!(refused(prepare(&mut links, (&raw const right).wrapping_byte_add(4))).contains("8-byte aligned"));
     for wrong in [
@@ -93,12 +93,12 @@ fn records_and_stack_pointers_elsewhere_are_evidence() {
         // SAFETY: as in `called`.
         unsafe { write_word(grow, frame as u64) };
         assert!(
-            refused(links.prepare(&mut current, &policy, grow, &call)).contains("outside its segment"),
+            refused(links.prepare(&mut current, &policy, None, grow, &call)).contains("outside its segment"),
             "{frame:#x}"
         );
     }
     let grow = called(&current, 64);
-    assert_eq!(links.prepare(&mut current, &policy, grow, &call), Ok(true));
+    assert_eq!(links.prepare(&mut current, &policy, None, grow, &call), Ok(true));
     let behind = links.next().map(|segment| segment.record().extent()).expect("it was made");
     for sp in [0, behind.top, current.record().top, usize::MAX - 15] {
         let evidence = links.settle(&mut current, sp).map_err(|tampered| tampered.evidence);
@@ -112,7 +112,7 @@ fn records_and_stack_pointers_elsewhere_are_evidence() {
     // A rewritten record behind the current one is not gone to.
     let Some(next) = links.newer.last_mut() else { panic!("it is kept") };
     next.record_mut().previous = std::ptr::null();
-    assert!(refused(links.prepare(&mut current, &policy, grow, &call)).contains("is not this one's"));
+    assert!(refused(links.prepare(&mut current, &policy, None, grow, &call)).contains("is not this one's"));
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn what_is_kept_behind_leaves_room_for_what_grows() {
     let (mut links, mut current) = (Links::default(), segment(&policy));
     let call = LinkCall::new(CALLEE, 0, 0, 0).expect("possible sizes");
     let grow = called(&current, 64);
-    assert_eq!(links.prepare(&mut current, &policy, grow, &call), Ok(true));
+    assert_eq!(links.prepare(&mut current, &policy, None, grow, &call), Ok(true));
     assert_eq!(links.next().map(|next| next.record().size()), Some(2 * page_size()));
     let mut grow_to = |links: &mut Links, pages: usize| {
         let larger = Segment::map(pages * page_size(), policy.guard, 1, 1).expect("there is memory");

@@ -23,28 +23,37 @@ impl<S: Signer> Inner<S> {
             return Ok(false);
         }
         let complete = self.list_pieces(youngest, registers)?;
-        let Inner { links, segment, policy, plan, shadow, control, pieces, signer, .. } = self;
+        let present = self.segment.record().size();
+        // Lifted frames stay on their shadow segment: a segment that comes with one of its own is none for them.
+        if self.links.next().is_some_and(|next| {
+            next.record().shadow != 0 || present.saturating_add(next.record().size()) > self.shadow_allows()
+        }) {
+            self.forget_idle();
+        }
+        let most = self.shadow_allows().saturating_sub(present);
+        let Inner { links, segment, policy, plan, shadows, control, pieces, signer, .. } = self;
         let Some(&piece) = pieces.first() else { return Ok(false) };
         let evidence = "the shadow stack's token is outside the shadow stack";
         let outside = Tampered { evidence, slot: control.token };
-        let shadow = match shadow {
+        let shadow = match shadows {
             None => None,
-            Some(shadow) => Some(shadow.entries(control.token).ok_or(outside)?),
+            Some(shadows) => Some(shadows.of(links.depth()).0.entries(control.token).ok_or(outside)?),
         };
         let reading = Reading::begin();
         let Some(table) = reading.table() else { return Ok(false) };
         let smallest_frame = policy.smallest_frame;
         let bounds = Bounds { source: segment.record(), pieces, complete, smallest_frame, shadow, in_place: false };
         let Some(cut) = find(Walk::new(&*signer, table, bounds), policy.lift_bytes)? else { return Ok(false) };
-        let lift = Lift { policy, table, cut, piece, shadow, spare };
+        let lift = Lift { policy, table, cut, piece, shadow, most, spare };
         let link = control.link;
         let lifted = lift.carry_out(&*signer, links, segment, plan, |part, target| {
             // SAFETY: the link record that `grow` wrote and `list_pieces` has found in its place; the records live while this runs.
             let moved = unsafe { arch::move_link(link, control, part, target) };
             moved.map(|_| ()).ok_or_else(|| astray(link))
-        })?;
-        let Some(lifted) = lifted else { return Ok(false) };
+        });
         drop(reading);
+        self.keep_shadows();
+        let Some(lifted) = lifted? else { return Ok(false) };
         self.control.segment = self.segment.record();
         self.show_limit();
         self.stats.lifts += 1;

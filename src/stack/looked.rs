@@ -6,7 +6,6 @@ use crate::abi::Activation;
 use crate::error::{Error, Refusal};
 use crate::policy::Policy;
 use crate::segment::Segment;
-use crate::shadow::ShadowStack;
 use crate::signer::Signer;
 use crate::totals::{self, Count};
 
@@ -23,9 +22,8 @@ pub(crate) struct Looked<'a> {
     pub waits: Vec<usize>,
     pub state: State,
     pub parked: bool,
-    pub shadow: Option<&'a ShadowStack>,
-    /// Where its token lies while native code runs.
-    pub token: usize,
+    /// Bytes of room of the shadow segments that frames are on, and the return addresses there.
+    pub shadow: Option<(usize, Option<usize>)>,
 }
 
 impl Stack {
@@ -62,8 +60,7 @@ impl<S: Signer> Inner<S> {
             waits,
             state: self.state,
             parked: self.parked.is_some(),
-            shadow: self.shadow.as_ref(),
-            token: self.control.token,
+            shadow: self.shadows.as_ref().map(|shadows| shadows.looked(self.control.token)),
         }
     }
 

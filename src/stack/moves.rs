@@ -7,12 +7,12 @@ use crate::abi::{Link, Record};
 use crate::arch::{self, ENTRY_FP_OFFSET};
 use crate::codemap::table::Reading;
 use crate::error::{Error, Refusal};
-use crate::link::Base;
+use crate::link::{Base, within};
 use crate::pac::Tampered;
 use crate::relocate::relocate;
 use crate::segment::remap::{Held, moves_pages};
 use crate::segment::{Segment, read_word};
-use crate::shadow::ShadowStack;
+use crate::shadow::Shadows;
 use crate::signer::Signer;
 use crate::steps::{Step, StepInfo, step};
 use crate::walk::{Bounds, Piece, Walk};
@@ -48,7 +48,10 @@ impl<S: Signer> Inner<S> {
             Some(record) if !call.is_null() => record,
             _ => return Ok(false),
         };
-        let made = self.links.prepare(&mut self.segment, &self.policy, record, call)?;
+        let Inner { links, segment, policy, shadows, .. } = self;
+        let made = links.prepare(segment, policy, shadows.as_mut(), record, call);
+        self.stats.shadow_segments = self.shadows.as_ref().map_or(0, Shadows::made);
+        let made = made?;
         self.stats.segments += u64::from(made);
         Ok(true)
     }
@@ -89,6 +92,7 @@ impl<S: Signer> Inner<S> {
             true => {
                 let size = self.policy.next_size(present, needed)?;
                 let size = self.links.bounded(&self.policy, size, needed)?;
+                let size = within(&self.policy, size, needed, self.shadow_allows())?;
                 self.move_segment(size, youngest, spare, registers)
             }
             false if self.policy.relocate_always && youngest.is_some() => {
@@ -114,12 +118,30 @@ impl<S: Signer> Inner<S> {
         }
         let spare = self.policy.reserve.saturating_add(self.policy.keep);
         let size = self.policy.fitting(used.saturating_add(spare).min(present))?;
-        self.links.forget_idle(&mut self.segment);
+        self.forget_idle();
         if size >= present {
             return Ok(false);
         }
         self.move_segment(size, youngest, spare, 0)?;
         Ok(true)
+    }
+
+    /// How large the current segment may become on the shadow segment that its frames are on.
+    pub(super) fn shadow_allows(&self) -> usize {
+        self.links.shadow_allows(&self.policy, self.shadows.as_ref())
+    }
+
+    /// Gives the segments back that nothing runs on, and their shadow segments.
+    pub(super) fn forget_idle(&mut self) {
+        self.links.forget_idle(&mut self.segment);
+        self.keep_shadows();
+    }
+
+    /// Gives the shadow segments back whose data segments are gone.
+    pub(super) fn keep_shadows(&mut self) {
+        if let Some(shadows) = &mut self.shadows {
+            shadows.keep(self.links.count());
+        }
     }
 
     /// Address of the youngest frame record, where there is one: that of the stub by which managed code was left.
@@ -158,8 +180,8 @@ impl<S: Signer> Inner<S> {
         }
     }
 
-    /// Lists the pieces that lie in the current segment, youngest first: one for each entry that has frames there. Returns whether the last is the stack's
-    /// oldest.
+    /// Lists the pieces that lie in the current segment, youngest first: one for each entry that has frames there. Returns whether the last is the
+    /// oldest on its shadow segment.
     pub(super) fn list_pieces(&mut self, youngest: usize, registers: usize) -> Result<bool, Refusal> {
         let mut pieces = std::mem::take(&mut self.pieces);
         pieces.clear();
@@ -199,10 +221,10 @@ impl<S: Signer> Inner<S> {
                 None => break,
             }
         }
-        let complete = self.links.base(&self.segment).is_none();
         drop(entries);
         self.pieces = pieces;
-        Ok(complete)
+        let depth = self.links.depth();
+        Ok(self.shadows.as_ref().map_or(depth == 0, |shadows| shadows.of(depth).1 == depth))
     }
 
     /// Moves all frames to a new segment of `size` bytes and makes that the stack's. `spare` bytes must be free there below the stack pointer of the
@@ -214,11 +236,10 @@ impl<S: Signer> Inner<S> {
         spare: usize,
         registers: usize,
     ) -> Result<(), Refusal> {
-        if let Some(room) = self.shadow.as_ref().map(ShadowStack::room) {
-            let needed = self.policy.shadow_need(size);
-            if needed > room {
-                return Err(Error::ShadowRoom { needed, room }.into());
-            }
+        // Idle segments count with the current one: a link call may go to them without Rust.
+        let idle = self.shadows.as_ref().map_or(0, |shadows| self.links.idle_on_shadow(shadows));
+        if size.saturating_add(idle) > self.shadow_allows() {
+            self.forget_idle();
         }
         self.moving = true;
         let moved = self.move_frames(size, youngest, spare, registers);
@@ -259,6 +280,7 @@ impl<S: Signer> Inner<S> {
         }
         let old = std::mem::replace(&mut self.segment, destination);
         self.links.moved(&old, &mut self.segment, &self.policy);
+        self.keep_shadows();
         self.control.segment = self.segment.record();
         let old = if self.policy.poison || self.policy.relocate_always {
             // Without memory to split the mapping the old segment stays readable, which is what a policy without poison has.
@@ -282,14 +304,14 @@ impl<S: Signer> Inner<S> {
     fn move_span(&mut self, record: usize, complete: bool, target: &Record, spare: usize) -> Result<usize, Refusal> {
         let source = self.segment.record();
         let token = self.control.token;
-        let shadow =
-            match &self.shadow {
-                None => None,
-                Some(shadow) => Some(shadow.entries(token).ok_or(Tampered {
-                    evidence: "the shadow stack's token is outside the shadow stack",
-                    slot: token,
-                })?),
-            };
+        let evidence = "the shadow stack's token is outside the shadow stack";
+        let shadow = match &self.shadows {
+            None => None,
+            Some(shadows) => {
+                let (shadow, _) = shadows.of(self.links.depth());
+                Some(shadow.entries(token).ok_or(Tampered { evidence, slot: token })?)
+            }
+        };
         let redirect = step(Step::Mapped, StepInfo::new(record, source, Some(target), &mut self.plan))?;
         // What a hook directs elsewhere need not be a segment of ours.
         let pages = if redirect.is_none() { self.policy.move_pages } else { usize::MAX };

@@ -103,7 +103,7 @@ impl<S: Signer> Inner<S> {
         });
         control.nested = self.outer.len();
         control.outcome = OUTCOME_RETURNED;
-        if self.shadow.is_some() {
+        if self.shadows.is_some() {
             control.shadow_level = control.token.wrapping_add(8);
         }
         self.failure = None;
@@ -124,8 +124,10 @@ impl<S: Signer> Inner<S> {
         control.shadow_level = outer.shadow_level;
         control.nested = self.outer.len();
         control.outcome = OUTCOME_RETURNED;
-        // The entry may have left linked segments: from now on the limit is again that of the segment that the outer entry's code waits on.
+        // The entry may have left linked segments, which only the stubs had gone to: from now on the limit is again that of the segment that
+        // the outer entry's code waits on.
         untampered(self.youngest().and_then(|youngest| Ok(self.settle(youngest.unwrap_or(0))?)))?;
+        self.show_limit();
         ended
     }
 

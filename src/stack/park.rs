@@ -36,6 +36,8 @@ struct Part<'a> {
     source: &'a Segment,
     /// Its youngest record.
     low: usize,
+    /// Its return addresses, and those of older ones, on their shadow segment.
+    shadow: Option<&'a [u64]>,
     /// Where its words end in the plan's lists.
     end: Words,
 }
@@ -148,16 +150,11 @@ impl<S: Signer> Inner<S> {
     }
 
     fn exchange_frames(&mut self, youngest: usize, key: Signing, way: Way) -> Result<bool, Refusal> {
-        let Inner { links, segment, policy, plan, shadow, control, signer, .. } = self;
-        let signer = &*signer;
-        let shadow = match shadow {
-            None => None,
-            Some(shadow) => Some(shadow.entries(control.token).ok_or(Tampered {
-                evidence: "the shadow stack's token is outside the shadow stack",
-                slot: control.token,
-            })?),
-        };
-        let rest = |words: Words| shadow.map(|shadow| shadow.get(words.rebindings..).unwrap_or(&[]));
+        let Inner { links, segment, policy, plan, shadows, control, signer, .. } = self;
+        let (signer, shadows) = (&*signer, shadows.as_ref());
+        let evidence = "the shadow stack's token is outside the shadow stack";
+        let outside = Tampered { evidence, slot: control.token };
+        let (mut depth, mut on_shadow, mut begun) = (links.used(), usize::MAX, 0);
         let mut parts = Vec::new();
         let bytes = links.used() * size_of::<Part<'_>>();
         let failed = |_| Error::Memory { what: "the parts of a stack", bytes, errno: libc::ENOMEM };
@@ -178,8 +175,20 @@ impl<S: Signer> Inner<S> {
                 arguments: on.arguments,
                 registers: 0,
             };
-            let (smallest_frame, complete) = (policy.smallest_frame, base.is_none());
-            let (source_record, pieces, shadow) = (source.record(), &[piece], rest(plan.words()));
+            depth -= 1;
+            let first = shadows.map_or(0, |shadows| shadows.of(depth).1);
+            if first != on_shadow {
+                (on_shadow, begun) = (first, plan.words().rebindings);
+            }
+            let shadow = match shadows {
+                None => None,
+                Some(shadows) => {
+                    let words = shadows.entries(links.depth(), control.token, depth).ok_or(outside)?;
+                    Some(words.get(plan.words().rebindings - begun..).unwrap_or(&[]))
+                }
+            };
+            let (smallest_frame, complete) = (policy.smallest_frame, depth == first);
+            let (source_record, pieces) = (source.record(), &[piece]);
             let bounds = Bounds { source: source_record, pieces, complete, smallest_frame, shadow, in_place: true };
             match way {
                 Way::Park => plan.add(signer, Walk::new(signer, table, bounds))?,
@@ -188,20 +197,20 @@ impl<S: Signer> Inner<S> {
                     plan.add(&parked, Walk::new(&parked, table, bounds))?;
                 }
             }
-            parts.push(Part { source, low, end: plan.words() });
+            parts.push(Part { source, low, shadow, end: plan.words() });
             (low, lifted) = (on.fp as usize, on.lifted.then_some(on.bottom));
         }
         drop(reading);
         step(Step::Planned, StepInfo::new(youngest, segment.record(), None, plan))?;
         let mut begin = Words::default();
-        for Part { source, low, end } in parts {
+        for Part { source, low, shadow, end } in parts {
             let record = source.record();
             let words = &plan.rebindings()[begin.rebindings..end.rebindings];
             let details = &plan.details()[begin.details..end.details];
             let signed = &plan.signed()[begin.signed..end.signed];
             // SAFETY: the segment is owned by self, which does not run; the entries were just planned for it, and the stub bounds each by the sealed record.
             unsafe {
-                signer.exchange(record, low, words, details, rest(begin), key, way)?;
+                signer.exchange(record, low, words, details, shadow, key, way)?;
                 if !signed.is_empty() {
                     signer.exchange_pointers(record, low, signed, key, way)?;
                 }

@@ -18,7 +18,7 @@ use crate::inspect::native::growable;
 use crate::pac::RawPc;
 use crate::policy::Policy;
 use crate::segment::{page_size, read_word, write_word};
-use crate::shadow::ShadowStack;
+use crate::shadow::{ShadowStack, Shadows};
 use crate::signer::model::Model;
 use crate::stack::Exit;
 use crate::thread::Thread;
@@ -48,7 +48,7 @@ impl<'a> Played<'a> {
         shadow: Option<usize>,
     ) -> Result<Played<'a>, Error> {
         policy.validate(page_size())?;
-        let make = || shadow.map(ShadowStack::played).transpose();
+        let make = || shadow.map(Shadows::played).transpose();
         let inner = Inner::new(thread.domain(), policy, policy.initial, model, make)?;
         let native = vec![0; (ENTRIES + 1) * ENTRY / size_of::<u128>()].into_boxed_slice();
         let (inner, activation) = (Box::new(inner), Box::default());
@@ -107,9 +107,14 @@ impl<'a> Played<'a> {
         unsafe { read_word(link) as usize }
     }
 
+    /// The shadow stack, of one segment.
+    fn kept(&self) -> Option<&ShadowStack> {
+        self.inner.shadows.as_ref().map(Shadows::first)
+    }
+
     fn note_token(&mut self) {
-        if let Some(shadow) = &self.inner.shadow {
-            self.inner.control.token = shadow.token() - self.shadow.len() * 8;
+        if let Some(token) = self.kept().map(ShadowStack::token) {
+            self.inner.control.token = token - self.shadow.len() * 8;
         }
     }
 
@@ -141,7 +146,7 @@ impl<'a> Played<'a> {
         if next.previous != std::ptr::from_ref(present) || next.room < call.total as usize {
             return None;
         }
-        (next.link_record, next.area) = (record, call.area as usize);
+        (next.link_record, next.area) = (record, call.area);
         self.inner.control.segment = next;
         present.limit = self.activation.limit.swap(next.limit, Ordering::Relaxed);
         Some(next.extent())
@@ -178,7 +183,7 @@ impl<'a> Played<'a> {
     /// A call.
     pub(crate) fn push_shadow(&mut self, pc: RawPc) {
         self.shadow.push(pc.address() as u64);
-        if let Some(shadow) = &self.inner.shadow {
+        if let Some(shadow) = self.kept() {
             // SAFETY: the mapping is ordinary memory in a test, and has room for the frames that there are.
             unsafe { write_word(shadow.top() - self.shadow.len() * 8, pc.address() as u64) };
         }
@@ -189,13 +194,13 @@ impl<'a> Played<'a> {
         let from = self.shadow.len() * 8;
         let model = self.shadow.pop()?;
         // SAFETY: as in `push_shadow`.
-        let kept = self.inner.shadow.as_ref().map(|shadow| unsafe { read_word(shadow.top() - from) });
+        let kept = self.kept().map(|shadow| unsafe { read_word(shadow.top() - from) });
         Some(RawPc::new(kept.unwrap_or(model) as usize))
     }
 
     /// All of it, the oldest first.
     pub(crate) fn shadow(&self) -> Vec<u64> {
-        match &self.inner.shadow {
+        match self.kept() {
             None => self.shadow.clone(),
             Some(shadow) => {
                 let words = shadow.entries(shadow.top() - self.shadow.len() * 8 - 8).unwrap_or_default();

@@ -135,6 +135,7 @@ impl<'t> Store<'t> {
     ///
     /// # Errors
     /// As [`Store::call_on`].
+    #[allow(clippy::result_large_err, reason = "what the stack did is wanted of a call that failed, too")]
     pub fn call(&mut self, number: usize, args: &[Value]) -> Result<(Vec<Value>, Stats), (Error, Stats)> {
         let mut stack = self.stack().map_err(|error| (error, Stats::default()))?;
         match self.call_on(&mut stack, number, args) {

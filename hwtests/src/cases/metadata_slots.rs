@@ -10,7 +10,7 @@
 //! attacker's then (R). Where it returns to is not.
 
 use super::metadata_pooled::{Suspended, address, attach, expect, lease, slot_at};
-use super::{metadata_growable, metadata_links, metadata_records, metadata_suspended};
+use super::{metadata_growable, metadata_links, metadata_records, metadata_shadows, metadata_suspended};
 use crate::child::{self, Verdict, page, run};
 use crate::class::{Class, Column};
 use crate::cpu;
@@ -187,6 +187,7 @@ pub fn all(class: &Class) -> Report {
     metadata_growable::all(&mut tally);
     metadata_suspended::all(&mut tally);
     metadata_links::all(&mut tally);
+    metadata_shadows::all(&mut tally);
     tally.report()
 }
 

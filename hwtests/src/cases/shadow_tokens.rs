@@ -398,7 +398,7 @@ pub fn forged(class: &Class) -> Report {
 }
 
 /// A word of ordinary memory that looks like a token, where a store by the switch must fault.
-fn token_elsewhere() -> usize {
+pub(super) fn token_elsewhere() -> usize {
     let block = Box::leak(vec![0_u64; 512].into_boxed_slice()).as_mut_ptr().expose_provenance();
     let place = (block + 2048) & !15;
     let token = if cfg!(target_arch = "x86_64") { (place + 8) | 1 } else { (place & !0xfff) | 1 };

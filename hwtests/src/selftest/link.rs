@@ -122,8 +122,8 @@ impl Linked {
     }
 
     /// For [`Linked::pass`], with so many bytes of stack arguments and results.
-    pub(crate) fn to_callee(arguments: usize, results: usize) -> Result<Self, String> {
-        Linked::new(policy(), callee(), arguments as u32, results as u32, 512)
+    pub(crate) fn to_callee(policy: Policy, arguments: usize, results: usize) -> Result<Self, String> {
+        Linked::new(policy, callee(), arguments as u32, results as u32, 512)
     }
 
     /// Has the thunk make another call from now on.

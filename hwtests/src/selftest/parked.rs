@@ -281,7 +281,7 @@ fn program(key: Signing, own: usize, seed: u64) -> Result<(), String> {
     let mut left = 150;
     let world = World::new(|world| match dice.below(12) {
         0 if world.depth() == 1 => Op::Suspend(word(&mut dice)),
-        _ => spans::choose(world, &mut dice, &mut left),
+        _ => spans::choose(world, &mut dice, &mut left, false),
     });
     let mut run = Run::new(Policy { poison: seed.is_multiple_of(2), ..policy() }, world)?;
     let mut got = run.enter(word(&mut native));

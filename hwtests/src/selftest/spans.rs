@@ -5,13 +5,13 @@ mod programs;
 
 use crate::managed::{self, Function};
 use cfi_stack::codemap::{Registered, Registration};
-use cfi_stack::engine::{self, Activation};
+use cfi_stack::engine::{self, Activation, LinkCall};
 use cfi_stack::pac::{RawPc, Signing};
 use cfi_stack::thread::Thread;
 use cfi_stack::{Error, Exit, Policy, Stack};
 use std::sync::Once;
 
-pub use programs::{choose, random, word};
+pub use programs::{choose, random, random_links, word};
 
 /// What a frame does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub enum Op {
     Small(u64),
     /// Calls a large one.
     Large(u64),
+    /// Calls a small one through `link`.
+    Link(u64),
     /// Suspends the stack with this.
     Suspend(u64),
     /// Asks for so many bytes.
@@ -113,7 +115,7 @@ impl<'a> World<'a> {
         let right = match (&expected, got) {
             (Some(expected), got) => expected == got,
             // What no frame asked for: growth that could not be.
-            (None, Err(Error::Overflow { .. })) => self.may_fail,
+            (None, Err(Error::Overflow { .. } | Error::ShadowRoom { .. } | Error::Memory { .. })) => self.may_fail,
             (None, _) => false,
         };
         if !right {
@@ -142,6 +144,10 @@ impl<'a> World<'a> {
             Op::Large(held) => {
                 self.frames.push(held);
                 (2, held)
+            }
+            Op::Link(held) => {
+                self.frames.push(held);
+                (7, held)
             }
             Op::Suspend(value) => {
                 self.expected = Some(if nested { Err(Error::Nested) } else { Ok(Exit::Suspended(value)) });
@@ -196,7 +202,8 @@ extern "C" fn next(world: usize, _frame: usize, held: usize) -> u64 {
             Op::Reserve(bytes) => {
                 // SAFETY: as above; nothing here points into the stack.
                 let got = unsafe { engine::reserve(now.activation(), bytes) };
-                if !matches!(got, Ok(()) | Err(Error::Overflow { .. })) {
+                let short = now.may_fail && matches!(got, Err(Error::ShadowRoom { .. }));
+                if !short && !matches!(got, Ok(()) | Err(Error::Overflow { .. })) {
                     now.note(format!("reserve {bytes}: {got:x?}"));
                 }
             }
@@ -333,7 +340,7 @@ macro_rules! function {
     }};
 }
 
-fn small_and_sites() -> (Function, [RawPc; 5]) {
+fn small_and_sites() -> (Function, [RawPc; 6]) {
     function!(
         spans_small,
         spans_small_end,
@@ -344,12 +351,13 @@ fn small_and_sites() -> (Function, [RawPc; 5]) {
             spans_small_site_small,
             spans_small_site_large,
             spans_small_site_suspend,
-            spans_small_site_grow
+            spans_small_site_grow,
+            spans_small_site_link
         ]
     )
 }
 
-fn large_and_sites() -> (Function, [RawPc; 5]) {
+fn large_and_sites() -> (Function, [RawPc; 6]) {
     function!(
         spans_large,
         spans_large_end,
@@ -360,7 +368,8 @@ fn large_and_sites() -> (Function, [RawPc; 5]) {
             spans_large_site_small,
             spans_large_site_large,
             spans_large_site_suspend,
-            spans_large_site_grow
+            spans_large_site_grow,
+            spans_large_site_link
         ]
     )
 }
@@ -375,18 +384,32 @@ pub fn large() -> Function {
     large_and_sites().0
 }
 
-/// Registers both functions.
+/// What they go through to the next segment.
+fn thunk() -> Function {
+    let (thunk, []): (Function, [RawPc; 0]) = function!(spans_link, spans_link_end, 0, Signing::A, []);
+    thunk
+}
+
+/// Registers them.
 pub fn register() -> Registered {
+    /// Bytes that a call through `link` asks for: the small function's frame.
+    const NEED: u32 = 256;
     unsafe extern "C" {
-        static mut spans_stubs: [usize; 4];
+        static mut spans_stubs: [usize; 6];
     }
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let stubs = engine::stubs();
+        let call = LinkCall::new(small().start, 0, 0, NEED).expect("a possible call");
+        // Never freed: what a thunk goes by stays.
+        let call = std::ptr::from_ref::<LinkCall>(Box::leak(Box::new(call))).expose_provenance();
+        let [grow, exit, leave, suspend, link] =
+            [stubs.grow, stubs.exit, stubs.leave, stubs.suspend, stubs.link].map(RawPc::address);
         // SAFETY: written once, before any of the functions runs.
-        unsafe { spans_stubs = [stubs.grow, stubs.exit, stubs.leave, stubs.suspend].map(RawPc::address) };
+        unsafe { spans_stubs = [grow, exit, leave, suspend, link, call] };
     });
     let mut map = Registration::new();
+    managed::describe(&mut map, thunk());
     for (function, sites) in [small_and_sites(), large_and_sites()] {
         managed::describe(&mut map, function);
         for site in sites {

@@ -1,13 +1,16 @@
 //! A42, the stub `link`: on the segment that it was called on, on the next one, and back.
 
 use super::{Sums, to_main};
+use crate::attack::policy;
 use crate::backtrace::{by_records, by_tables};
 use crate::child::Verdict;
+use crate::cpu;
 use crate::managed;
 use crate::outcome::Code;
 use crate::selftest::link::Linked;
 use crate::stepper::{self, Boundary};
 use crate::tally::Tally;
+use cfi_stack::Policy;
 use std::cell::RefCell;
 
 unsafe extern "C" {
@@ -70,22 +73,29 @@ impl Watch {
     }
 }
 
-fn walked(arguments: usize, results: usize) -> Verdict {
-    let mut linked = Linked::to_callee(arguments, results)?;
+fn walked(short: bool, arguments: usize, results: usize) -> Verdict {
+    let shadowed = if short { policy().initial } else { usize::MAX };
+    let mut linked = Linked::to_callee(Policy { shadowed, ..policy() }, arguments, results)?;
     WATCH.set(Watch::default());
     // The first call maps the segment, the second finds it.
     for round in 1..3 {
         stepper::through(look, || linked.pass(0, arguments, results, round))?;
     }
+    if short && cpu::shadow_pointer() != 0 && linked.scene.stack.stats().shadow_segments == 0 {
+        return Err("no further shadow segment".into());
+    }
     WATCH.take().wrong.map_or(Ok(Code::C), Err)
 }
 
-/// Steps through it with and without arguments and results on the stack.
+/// Steps through it with and without arguments and results on the stack, and with and without a shadow segment at the next one.
 pub fn all(tally: &mut Tally<'_>) {
     let mut sums = Sums::default();
-    for (arguments, results) in [(0, 0), (24, 0), (0, 16), (40, 24)] {
-        let what = format!("link, {arguments} bytes of arguments, {results} of results");
-        let (end, stepped) = stepper::run(&[code()], || walked(arguments, results));
+    let short: &[bool] = if tally.class().shadow() { &[false, true] } else { &[false] };
+    let sizes = [(0, 0), (24, 0), (0, 16), (40, 24)];
+    for (&short, (arguments, results)) in short.iter().flat_map(|short| sizes.map(|sizes| (short, sizes))) {
+        let shadow = if short { ", a further shadow segment" } else { "" };
+        let what = format!("link, {arguments} bytes of arguments, {results} of results{shadow}");
+        let (end, stepped) = stepper::run(&[code()], || walked(short, arguments, results));
         tally.attack(&what, &end, &[Code::C]);
         sums.add(tally, &what, stepped, &[0]);
     }
