@@ -197,9 +197,11 @@ impl<'a, S: Authenticator> Walk<'a, S> {
             return Ok(());
         }
         let signer = self.signer;
-        // The address of a call is never 0.
+        // Nothing is known yet. Whoever writes a return address of 0 is not taken for known code: from so many bytes the caller would follow
+        // below its callee, where none is.
         let mut known = RawPc::new(0);
-        let (mut frame_bytes, mut layout, mut slots): (usize, _, &[i32]) = (0, owner.layout, &[]);
+        let (mut frame_bytes, mut layout, mut slots): (usize, _, &[i32]) =
+            (0_usize.wrapping_sub(32), owner.layout, &[]);
         loop {
             let Owner { record, .. } = owner;
             // Alignment and both bounds in one comparison: what is misaligned comes out large.

@@ -87,7 +87,8 @@ impl Specimen {
         }
     }
 
-    fn check_scan(&self, pieces: &[Piece]) {
+    /// The walk, the plan and the picture agree on these pieces, stay inside, and write nothing.
+    pub(super) fn check_scan(&self, pieces: &[Piece]) {
         let rooms = [&self.source, &self.destination, &self.registers];
         let before = rooms.map(Room::image);
         let walked = self.walk(&self.source, pieces);

@@ -3,7 +3,7 @@
 use super::{check, make};
 use crate::codemap::LARGEST_FRAME;
 use crate::error::{Error, Refusal};
-use crate::pac::Signing;
+use crate::pac::{RawPc, Signing};
 use crate::specimen::Design;
 
 #[test]
@@ -33,6 +33,22 @@ fn a_frame_of_unregistered_code_is_a_typed_error() {
         matches!(specimen.migrate(0, &[]).refused(), Refusal::Error(Error::UnknownCode(pc)) if Some(*pc) == youngest)
     }
     check(1000, property as fn(Design, usize) -> bool);
+}
+
+/// Where nothing is signed anybody can write one, with a frame pointer that fits.
+#[test]
+fn a_return_address_of_zero_is_unknown_code() {
+    fn property(mut design: Design) {
+        (design.keys, design.shadow) = (None, false);
+        let specimen = make(&design);
+        let youngest = specimen.youngest();
+        specimen.source.write(youngest, youngest as u64 + 16);
+        specimen.source.write(youngest + 8, 0);
+        let walked = specimen.walk(&specimen.source, &specimen.pieces);
+        assert_eq!(walked.err(), Some(Refusal::Error(Error::UnknownCode(RawPc::new(0)))));
+        specimen.check_scan(&specimen.pieces);
+    }
+    check(1000, property as fn(Design));
 }
 
 #[test]
