@@ -9,6 +9,7 @@ use crate::cpu;
 use crate::memory::footprint;
 use crate::outcome::{Code, Report};
 use crate::tally::Tally;
+use cfi_stack::pac::Signing;
 use cfi_stack::thread::Thread;
 use cfi_stack::{Error, Exit, Policy, Stack, Stats, pool};
 use std::sync::atomic::Ordering::Relaxed;
@@ -33,8 +34,11 @@ pub fn all(class: &Class) -> Report {
         };
         shown("there and back, then warm", &|| there_and_back(policy, made));
         shown("leave from the last one", &|| leaves(policy, made));
-        shown("suspended on the last one, resumed here", &|| suspends(policy, false));
-        shown("suspended on the last one, resumed on another thread", &|| suspends(policy, true));
+        shown("suspended on the last one, resumed here", &|| suspends(policy, false, Signing::None));
+        shown("suspended on the last one, resumed on another thread", &|| suspends(policy, true, Signing::None));
+        for key in [Signing::A, Signing::B] {
+            shown(&format!("suspended on the last one, parked under {key:?}"), &|| suspends(policy, false, key));
+        }
         shown("suspended on the last one, discarded and dropped", &|| forgets(policy, made));
         shown("growth on each", &|| grows(policy));
         for level in [1, 4, LINKS] {
@@ -154,8 +158,8 @@ fn leaves(policy: Policy, made: u64) -> Verdict {
     Ok(Code::C)
 }
 
-/// At the deepest, and at each frame on the way back; moved there as well.
-fn suspends(policy: Policy, elsewhere: bool) -> Verdict {
+/// At the deepest, and at each frame on the way back; moved there as well, and parked if a key is named.
+fn suspends(policy: Policy, elsewhere: bool, key: Signing) -> Verdict {
     let mut suspended = 0;
     let world = World::new(down(LINKS, move |world| {
         let frames = world.frames.len();
@@ -174,6 +178,10 @@ fn suspends(policy: Policy, elsewhere: bool) -> Verdict {
         run.stack.reserve(room).map_err(|error| error.to_string())?;
         if suspensions % 3 == 2 {
             run.stack.shrink_to_fit().map_err(|error| error.to_string())?;
+        }
+        if key != Signing::None {
+            run.stack.park(&run.thread, key).map_err(|error| error.to_string())?;
+            run.stack.unpark(&run.thread).map_err(|error| error.to_string())?;
         }
         suspensions += 1;
         got = run.resume(suspensions, elsewhere && suspensions % 2 == 1);
