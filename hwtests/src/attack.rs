@@ -90,7 +90,7 @@ impl Scene {
     /// What the library refused.
     pub fn with(code: Registered, policy: Policy) -> Result<Scene, String> {
         let thread = Thread::attach().map_err(|error| error.to_string())?;
-        leave_room_above_a_canary(policy.guard + policy.initial);
+        leave_room_above_a_canary(policy.guard, policy.initial);
         let stack = Stack::new(&thread, policy).map_err(|error| error.to_string())?;
         Ok(Scene { stack, activation: Box::default(), thread, _code: code })
     }

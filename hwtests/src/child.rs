@@ -181,10 +181,13 @@ pub fn map_above(address: usize) -> usize {
         .expect("an address space has a gap above")
 }
 
-/// Leaves a hole of `bytes` bytes with a canary below it, where the kernel will map what comes next.
-pub fn leave_room_above_a_canary(bytes: usize) {
+/// Leaves a hole with a canary below it, as large as what the library maps for a segment of `size` bytes: where the kernel will map that, if it
+/// comes next.
+pub fn leave_room_above_a_canary(guard: usize, size: usize) {
     /// More gaps that fit as well than an address space has.
     const GAPS: usize = 64;
+    // The guard, the segment, and the page above its top.
+    let bytes = guard + size + CANARY;
     let Some(canary) = map_canary(0, CANARY + bytes) else { return };
     let hole = canary + CANARY;
     // SAFETY: the upper part of the mapping just made, which nobody knows.

@@ -49,7 +49,7 @@ fn recurse(function: Function, forgery: Option<Forgery>) -> Verdict {
     at_every_step(move |step, info| {
         match step {
             // The first growth doubles the stack; its guard shall lie on a canary.
-            Step::Begin if growths == 0 => leave_room_above_a_canary(policy().guard + 2 * policy().initial),
+            Step::Begin if growths == 0 => leave_room_above_a_canary(policy().guard, 2 * policy().initial),
             Step::Committed => {
                 growths += 1;
                 if growths == 1 {

@@ -98,7 +98,7 @@ fn attacked(forgery: Option<Forgery>, when: When, expected: Code) -> Verdict {
     let mut growths = 0;
     at_every_step(move |step, info| {
         match step {
-            Step::Begin if growths == 0 => leave_room_above_a_canary(policy().guard + 2 * policy().initial),
+            Step::Begin if growths == 0 => leave_room_above_a_canary(policy().guard, 2 * policy().initial),
             Step::Begin if growths == 1 && when == When::Growing => {
                 if let Some(forgery) = forgery {
                     rewrite(info.source_record, forgery);

@@ -88,7 +88,7 @@ fn through_stale(function: Function, policy: Policy, user: User) -> Verdict {
         if step == Step::Begin {
             begun += 1;
             if begun + 1 == growth {
-                leave_room_above_a_canary(policy.guard + policy.initial);
+                leave_room_above_a_canary(policy.guard, policy.initial);
             }
             if begun == growth {
                 // The youngest frame writes its pointer after the growth; its caller has written its own.

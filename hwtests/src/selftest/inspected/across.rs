@@ -113,10 +113,12 @@ fn right_after_a_move(class: &Class, seen: &[Picture], state: State, made: &[Vec
     Ok(())
 }
 
-/// Has the youngest segment's frames move.
+/// Has the youngest segment's frames move: there is no segment as large as what it asks for.
 fn make_room(activation: &Activation, _: usize) {
+    let sizes = |picture: Picture| picture.segments.iter().map(|segment| segment.top - segment.base).max();
+    let largest = inspect::activation(activation).ok().and_then(sizes).unwrap_or(0);
     // SAFETY: the recursions declare their pointers.
-    let _ = unsafe { engine::reserve(activation, 400_000) };
+    let _ = unsafe { engine::reserve(activation, largest) };
 }
 
 /// Recurses, and looks at the recursion's end, before and after a move.
