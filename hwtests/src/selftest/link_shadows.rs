@@ -138,14 +138,25 @@ fn counted(stats: Stats, made: u64) -> Result<(), String> {
 fn there_and_back(policy: Policy, made: u64) -> Verdict {
     let mut run = Run::new(policy, World::new(down(LINKS, |_| None)))?;
     counted(entered(&mut run, returned)?, made)?;
-    let first = footprint().0;
-    for _ in 0..3 {
-        counted(entered(&mut run, returned)?, made)?;
+    steady(policy, || (0..3).try_for_each(|_| counted(entered(&mut run, returned)?, made)))?;
+    Ok(Code::C)
+}
+
+/// Whether as much is mapped after `window` as before. A leak grows in each; neighbours that the kernel merges, or no longer does, change the number
+/// once. What a policy that poisons keeps depends on when it looks.
+fn steady(policy: Policy, mut window: impl FnMut() -> Result<(), String>) -> Result<(), String> {
+    /// How often that is looked at, at most.
+    const WINDOWS: usize = 3;
+    let mut seen = vec![];
+    for _ in 0..WINDOWS {
+        let before = footprint().0;
+        window()?;
+        seen.push((before, footprint().0));
+        if seen.last().is_some_and(|&(before, after)| after <= before || policy.poison) {
+            return Ok(());
+        }
     }
-    match footprint().0 {
-        mappings if mappings == first || policy.poison => Ok(Code::C),
-        mappings => Err(format!("{first} mappings, then {mappings}")),
-    }
+    Err(format!("mappings before and after, in each window: {seen:?}"))
 }
 
 fn leaves(policy: Policy, made: u64) -> Verdict {
@@ -206,16 +217,15 @@ fn forgets(policy: Policy, made: u64) -> Verdict {
     run.world = World::new(down(LINKS, |_| None));
     counted(entered(&mut run, returned)?, made)?;
     run.renew(policy)?;
-    let before = footprint().0;
-    for _ in 0..5 {
-        run.world = suspends();
-        counted(entered(&mut run, waits)?, made)?;
-        run.renew(policy)?;
-    }
-    match footprint().0 {
-        after if after == before => Ok(Code::C),
-        after => Err(format!("{before} mappings before, {after} after stacks were dropped that wait")),
-    }
+    // Nothing is kept of a stack that is gone, poisoned or not.
+    steady(Policy { poison: false, ..policy }, || {
+        (0..5).try_for_each(|_| {
+            run.world = suspends();
+            counted(entered(&mut run, waits)?, made)?;
+            run.renew(policy)
+        })
+    })?;
+    Ok(Code::C)
 }
 
 /// Each segment grows on the way back, as far as its shadow segment lets it, and on the way there not at all.
@@ -276,17 +286,18 @@ fn nests(policy: Policy, level: usize) -> Verdict {
 
 fn cold(policy: Policy, made: u64) -> Verdict {
     let mut run = Run::new(policy, World::new(down(LINKS, |_| None)))?;
-    let before = footprint().0;
-    for round in 1..4 {
-        let stats = entered(&mut run, returned)?;
-        if (stats.segments, stats.shadow_segments) != (round * LINKS as u64, round * made) {
-            return Err(format!("round {round}: {stats:?}"));
-        }
-    }
-    match footprint().0 {
-        after if after == before || policy.poison => Ok(Code::C),
-        after => Err(format!("{before} mappings before, {after} after")),
-    }
+    let mut rounds = 0;
+    steady(policy, || {
+        (0..3).try_for_each(|_| {
+            rounds += 1;
+            let stats = entered(&mut run, returned)?;
+            match (stats.segments, stats.shadow_segments) == (rounds * LINKS as u64, rounds * made) {
+                true => Ok(()),
+                false => Err(format!("round {rounds}: {stats:?}")),
+            }
+        })
+    })?;
+    Ok(Code::C)
 }
 
 fn no_room() -> Verdict {
@@ -315,7 +326,11 @@ fn no_memory() -> Verdict {
     let mut run = Run::new(short(), World::new(down(LINKS, |_| None)))?;
     entered(&mut run, returned)?;
     run.renew(short())?;
-    let before = footprint().0;
+    steady(short(), || fails_at_each_call(&mut run))?;
+    Ok(Code::E)
+}
+
+fn fails_at_each_call(run: &mut Run) -> Result<(), String> {
     let mut refused = 0;
     for calls in 0.. {
         run.renew(short())?;
@@ -333,14 +348,10 @@ fn no_memory() -> Verdict {
         }
         // What is there goes on.
         run.world = World::new(down(LINKS, |_| None));
-        counted(entered(&mut run, returned)?, LINKS as u64).map_err(|why| format!("call {calls}: {why}"))?;
+        counted(entered(run, returned)?, LINKS as u64).map_err(|why| format!("call {calls}: {why}"))?;
     }
     run.renew(short())?;
-    match footprint().0 {
-        after if after != before => Err(format!("{before} mappings before, {after} after")),
-        _ if refused < LINKS => Err(format!("{refused} refused")),
-        _ => Ok(Code::E),
-    }
+    if refused < LINKS { Err(format!("{refused} refused")) } else { Ok(()) }
 }
 
 /// `with_size` has a shadow segment for all of it: it grows no more, and a link call from it goes on.
