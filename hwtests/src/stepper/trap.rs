@@ -8,6 +8,9 @@ use std::sync::atomic::Ordering::SeqCst;
 const TRAP_FLAG: i64 = 1 << 8;
 /// si_code of a trap after an instruction.
 const TRAP_TRACE: i32 = 2;
+/// si_code of a debug exception for which DR6 has no reason, as a hypervisor leaves it now and then. A breakpoint instruction has SI_KERNEL
+/// (Linux arch/x86/kernel/traps.c, `get_si_code`, `do_int3`).
+const TRAP_BRKPT: i32 = 1;
 /// si_code of a signal by `raise`.
 const SI_TKILL: i32 = -6;
 
@@ -38,7 +41,7 @@ pub(super) fn boundary(context: &libc::ucontext_t) -> Boundary {
 extern "C" fn trapped(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: what the kernel passes to a SA_SIGINFO handler.
     let reason = unsafe { (*info).si_code };
-    if reason != TRAP_TRACE && reason != SI_TKILL {
+    if ![TRAP_TRACE, TRAP_BRKPT, SI_TKILL].contains(&reason) {
         child::caught(signal, info, context);
     }
     // SAFETY: as above; nobody else looks at it until the handler returns.
