@@ -76,7 +76,7 @@ impl World<'_> {
 
     pub(super) fn exit(&mut self, op: &Op) -> Result<(), String> {
         let returns = self.prepare(op.site);
-        let (expected, registers) = (self.expected, *self.registers);
+        let (expected, registers) = (Box::new(self.expected), self.registers.clone());
         let low = self.endless.low(self.youngest());
         let record = self.push_stub(What::Exit { expected, registers }, low, returns)?;
         self.played.leave(record);
@@ -207,7 +207,7 @@ impl World<'_> {
     pub(super) fn go_back(&mut self) -> Result<(), String> {
         self.came_back()?;
         let What::Exit { expected, registers } = self.pop()?.what else { return Err("that was no exit".into()) };
-        (self.expected, *self.registers) = (expected, registers);
+        (self.expected, *self.registers) = (*expected, *registers);
         Ok(())
     }
 
@@ -223,7 +223,7 @@ impl World<'_> {
         self.forget_registers();
         if let Some(What::Exit { expected, registers }) = self.endless.levels.last().map(|level| &level.what) {
             // The native callee goes on with what it had; nobody looks until it returns.
-            (self.expected, *self.registers) = (*expected, *registers);
+            (self.expected, *self.registers) = (**expected, **registers);
         }
         if got == expected { Ok(()) } else { Err(format!("an entry gave {got:?} instead of {expected:?}")) }
     }

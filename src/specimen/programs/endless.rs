@@ -26,7 +26,7 @@ pub(super) enum What {
     /// `grow`'s, while that runs.
     Grow,
     /// `exit`'s. The native callee keeps the registers: what they hold, as it should be and as it is.
-    Exit { expected: [Word; REGISTERS], registers: [u64; REGISTERS] },
+    Exit { expected: Box<[Word; REGISTERS]>, registers: Box<[u64; REGISTERS]> },
     /// `link`'s: what it has copied to the top of the next segment, and how many bytes come back.
     Link { area: Vec<u64>, results: usize },
 }
