@@ -111,6 +111,11 @@ impl Class {
         self.has(Feature::Gcs) || self.has(Feature::Shstk)
     }
 
+    /// Whether random programs and rounds are fewer here: CPUs with these mechanisms are emulated ones in CI.
+    pub fn is_slow(&self) -> bool {
+        self.user_mode_emulator || self.pac() || self.shadow()
+    }
+
     /// P in one of the library's stubs.
     pub fn stub_failure(&self) -> Code {
         if self.has(Feature::Fpac) { Code::F } else { Code::B }

@@ -24,7 +24,7 @@ const REFUSED: usize = 1;
 /// A48.
 pub fn all(class: &Class) -> Report {
     let mut tally = Tally::new(class);
-    let emulated = class.user_mode_emulator || class.pac() || class.shadow();
+    let emulated = class.is_slow();
     let rounds = ROUNDS[usize::from(emulated)];
     tally.control("", &run(|| Scene::new(policy())?.recurse_right(managed::recurse_a(), DEPTH).map(|()| Code::C)));
     let cases = [("RLIMIT_AS, page by page", each_mapping as fn() -> Verdict), ("mappings used up", no_more_mappings)];

@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering::Relaxed;
 /// The key that the two threads share.
 const SHARED: Signing = Signing::B;
 /// Tries of a forgery that a signature lets through once in 2^width.
-const FORGERIES: u64 = 200;
+const FORGERIES: u64 = 1000;
 
 /// The rows of A45 that speak of parked stacks.
 pub fn rows(class: &Class, tally: &mut Tally<'_>) {

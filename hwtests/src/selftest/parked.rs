@@ -42,7 +42,7 @@ pub fn all(class: &Class) -> Report {
         }
         let end = run(|| refused(class, key, own));
         tally.attack(&format!("under {key:?}, refused where it must be"), &end, &[Code::E]);
-        let programs = if class.user_mode_emulator || class.shadow() { 60 } else { 1000 };
+        let programs = if class.is_slow() { 60 } else { 1000 };
         let end = run(|| (0..programs).try_for_each(|seed| program(key, own, seed)).map(|()| Code::C));
         tally.attack(&format!("under {key:?}, {programs} programs"), &end, &[Code::C]);
     }

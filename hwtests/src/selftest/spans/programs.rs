@@ -23,7 +23,7 @@ const ENTRIES: usize = 8;
 /// S34.
 pub fn random(class: &Class) -> Report {
     let mut tally = Tally::new(class);
-    let programs = if class.user_mode_emulator || class.shadow() { PROGRAMS } else { PROGRAMS * 20 };
+    let programs = if class.is_slow() { PROGRAMS } else { PROGRAMS * 20 };
     for (what, always, poison) in
         [("", false, false), (", poisoned", false, true), (", moving at every check", true, false)]
     {
@@ -57,7 +57,7 @@ pub fn random(class: &Class) -> Report {
 /// S47.
 pub fn random_links(class: &Class) -> Report {
     let mut tally = Tally::new(class);
-    let programs = if class.user_mode_emulator || class.shadow() { PROGRAMS } else { PROGRAMS * 10 };
+    let programs = if class.is_slow() { PROGRAMS } else { PROGRAMS * 10 };
     for (what, always, warm) in [("", false, 1), (", kept warm", false, 16), (", moving at every check", true, 0)] {
         let end = run(|| {
             let mut seen = Seen::default();
