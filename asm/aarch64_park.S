@@ -90,6 +90,20 @@ LOCAL(away\@):
         b       \next
         .endm
 
+/* The exchange of the two keys in x10 and x8; \kind is i for instruction keys, d for data keys. Then on to \next. */
+        .macro EXCHANGE_BY_KEYS kind, next
+        cmp     x10, #FORM_B
+        b.eq    4f
+        cmp     x8, #FORM_B
+        b.eq    3f
+        EXCHANGE aut\kind\()a, pac\kind\()a, xpac\kind, \next
+3:      EXCHANGE aut\kind\()a, pac\kind\()b, xpac\kind, \next
+4:      cmp     x8, #FORM_B
+        b.eq    5f
+        EXCHANGE aut\kind\()b, pac\kind\()a, xpac\kind, \next
+5:      EXCHANGE aut\kind\()b, pac\kind\()b, xpac\kind, \next
+        .endm
+
 /*
  * u64 cfi_stack_park(const Record *record, usize low, const Rebinding *plan, usize count, const u64 *shadow,
  *                    const Detail *details, usize detail_count, u64 way)
@@ -123,16 +137,7 @@ LOCAL(park_next):
         cmp     x10, #FORM_DESCRIBED
         b.eq    LOCAL(park_described)
 2:      BOTH_ENDS
-        cmp     x10, #FORM_B
-        b.eq    4f
-        cmp     x8, #FORM_B
-        b.eq    3f
-        EXCHANGE autia, pacia, xpaci, LOCAL(park_next)
-3:      EXCHANGE autia, pacib, xpaci, LOCAL(park_next)
-4:      cmp     x8, #FORM_B
-        b.eq    5f
-        EXCHANGE autib, pacia, xpaci, LOCAL(park_next)
-5:      EXCHANGE autib, pacib, xpaci, LOCAL(park_next)
+        EXCHANGE_BY_KEYS i, LOCAL(park_next)
 
 LOCAL(park_described):
         cbz     x6, LOCAL(park_past)
@@ -198,16 +203,7 @@ LOCAL(park_pointers_next):
         NEXT_ENTRY
         mov     x11, x9
         BOTH_ENDS
-        cmp     x10, #FORM_B
-        b.eq    4f
-        cmp     x8, #FORM_B
-        b.eq    3f
-        EXCHANGE autda, pacda, xpacd, LOCAL(park_pointers_next)
-3:      EXCHANGE autda, pacdb, xpacd, LOCAL(park_pointers_next)
-4:      cmp     x8, #FORM_B
-        b.eq    5f
-        EXCHANGE autdb, pacda, xpacd, LOCAL(park_pointers_next)
-5:      EXCHANGE autdb, pacdb, xpacd, LOCAL(park_pointers_next)
+        EXCHANGE_BY_KEYS d, LOCAL(park_pointers_next)
 LOCAL(failed_autda):
         NOT_MEANT xpacd, BRK_DA, LOCAL(park_word)
 LOCAL(failed_autdb):
