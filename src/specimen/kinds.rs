@@ -8,7 +8,7 @@ use crate::pac::{Binding, PointerSigning, Signing};
 use crate::walk::{Piece, Walk};
 
 /// `depth` frames of one function with one call, signed, no shadow stack.
-fn recursion(layout: FrameLayout, depth: usize) -> Design {
+pub(super) fn recursion(layout: FrameLayout, depth: usize) -> Design {
     let site = Site { offset: 8, frame_bytes: None, slots: vec![], registers: vec![] };
     let call = Call { function: 0, site: 0, more: 0, entered: false, pointers: vec![] };
     Design {

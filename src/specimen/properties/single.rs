@@ -5,26 +5,17 @@ use crate::codemap::FrameLayout;
 use crate::error::{Error, Refusal};
 use crate::pac::{RawPc, Signing};
 use crate::specimen::tampering::{Moment, Write};
-use crate::specimen::{Call, Design, ENTRY_RETURN, Function, NATIVE_FP, PATTERN, Pointer, Room, Site};
+use crate::specimen::{Call, Design, ENTRY_RETURN, NATIVE_FP, PATTERN, Pointer, Room, Site, kinds};
 use crate::walk::Piece;
 
 /// One function of `frame_bytes` with a call, and `depth` frames of it.
 fn recursion(depth: usize, frame_bytes: u32, slots: &[i32], pointers: &[Pointer]) -> Design {
-    let layout = FrameLayout::new(frame_bytes, Signing::A);
-    let site = Site { offset: 8, frame_bytes: None, slots: slots.to_vec(), registers: vec![] };
-    let call = Call { function: 0, site: 0, more: 0, entered: false, pointers: pointers.to_vec() };
-    Design {
-        keys: Some([0x0123_4567, 0x89ab_cdef]),
-        stub: Signing::B,
-        shadow: true,
-        functions: vec![Function { layout, saves: vec![], gap: 0, len: 8, sites: vec![site] }],
-        calls: vec![call; depth],
-        arguments: 0,
-        keeps: true,
-        slack: 64,
-        room: 128,
-        contents: 1,
-    }
+    let mut design = kinds::recursion(FrameLayout::new(frame_bytes, Signing::A), depth);
+    (design.keys, design.stub, design.shadow) = (Some([0x0123_4567, 0x89ab_cdef]), Signing::B, true);
+    design.functions[0].len = 8;
+    design.functions[0].sites[0].slots = slots.to_vec();
+    design.calls.iter_mut().for_each(|call| call.pointers = pointers.to_vec());
+    design
 }
 
 /// The same where nothing is signed and no shadow stack is on.
