@@ -5,7 +5,7 @@ use crate::child::page;
 use crate::class::{Class, Column};
 use crate::cpu;
 use crate::memory::peek;
-use crate::outcome::Code;
+use crate::outcome::Code::{self, B, R, S};
 use crate::selftest::spans::World;
 use cfi_stack::probe::growable::{self, LINK};
 use std::sync::atomic::Ordering::Relaxed;
@@ -117,3 +117,13 @@ pub fn copy(address: usize, bytes: usize) -> usize {
     }
     place
 }
+
+/// What an attacker knows.
+pub(super) struct Place {
+    pub control: Control,
+    /// The link record of an earlier call of the same run, or of an earlier suspension, at another depth.
+    pub earlier: [u64; 4],
+}
+
+/// Another frame is returned from, where no shadow stack sees that.
+pub(super) const OTHER_FRAME: Codes = [Some(B), Some(B), Some(S), Some(R), Some(R)];

@@ -5,7 +5,9 @@
 //! returned from must lie in the stack, and is another frame's authentic record (R), which a shadow stack catches (S). Rust compares
 //! what it can before a move (K). How an entry has ended is believed everywhere (R).
 
-use super::growable_scene::{Codes, Control, copy, everywhere, expect_the_stubs_check, of, older, sealed};
+use super::growable_scene::{
+    Codes, Control, OTHER_FRAME, Place, copy, everywhere, expect_the_stubs_check, of, older, sealed,
+};
 use crate::attack::policy;
 use crate::child::{Verdict, run};
 use crate::outcome::Code::{self, B, C, E, K, R, S};
@@ -36,13 +38,6 @@ enum Then {
 
 use Then::{Enters, ExitsAgain, Reserves, Returns, Suspends, SuspendsNested};
 
-/// What an attacker knows.
-struct Place {
-    control: Control,
-    /// The link record of an earlier call of the same run, at another depth.
-    earlier: [u64; 4],
-}
-
 struct Row {
     what: &'static str,
     attack: fn(&Place),
@@ -54,8 +49,6 @@ const fn row(what: &'static str, then: Then, codes: Codes, attack: fn(&Place)) -
     Row { what, attack, then, codes }
 }
 
-/// Another frame is returned from, where no shadow stack sees that.
-const OTHER_FRAME: Codes = [Some(B), Some(B), Some(S), Some(R), Some(R)];
 /// A shadow stack sees it in the walk.
 const IN_THE_WALK: Codes = [Some(B), Some(K), Some(K), Some(R), Some(R)];
 

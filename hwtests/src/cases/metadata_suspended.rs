@@ -3,7 +3,9 @@
 //! arm64 seals where managed code waits, as in a link record. On x86-64 the place must lie in the stack; another frame's is returned from (R)
 //! unless a shadow stack sees it (S). What native code left must be what the oldest frame has saved, everywhere (B). Registers are data (R).
 
-use super::growable_scene::{Codes, Control, Words, everywhere, expect_the_stubs_check, of, older, sealed};
+use super::growable_scene::{
+    Codes, Control, OTHER_FRAME, Place, Words, everywhere, expect_the_stubs_check, of, older, sealed,
+};
 use crate::attack::policy;
 use crate::child::{How, Verdict, run};
 use crate::outcome::Code::{self, B, C, E, K, R, S};
@@ -16,13 +18,6 @@ use cfi_stack::probe::growable::{
 };
 use cfi_stack::{Error, Exit, Stack};
 use std::cell::Cell;
-
-/// What an attacker knows.
-struct Place {
-    control: Control,
-    /// What the block said at an earlier suspension of the same run, at another depth.
-    earlier: [u64; 4],
-}
 
 struct Row {
     what: &'static str,
@@ -38,7 +33,6 @@ const fn row(what: &'static str, moves: bool, codes: Codes, attack: fn(&Place)) 
 
 const RESUMED: bool = false;
 const MOVED: bool = true;
-const OTHER_FRAME: Codes = [Some(B), Some(B), Some(S), Some(R), Some(R)];
 const IN_THE_WALK: Codes = [Some(B), Some(K), Some(K), Some(R), Some(R)];
 const WHERE: usize = SUSPENDED + LINK_RECORD;
 
